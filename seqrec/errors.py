@@ -1,6 +1,8 @@
-"""The one error a user's mistake raises."""
+"""What ends a command early: a user's mistake, and Ctrl-C."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -23,3 +25,15 @@ class UsageError(ValueError):
             text += f"; {mend}"
         # a name from a file may hold a line break; the promise is one line
         super().__init__(" ".join(text.split()))
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during training, after the state was saved: ``seqrec resume`` goes on from there.
+
+    Args:
+        directory: the run directory that holds the saved state.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(f"stopped, state saved in {directory}")
+        self.directory = directory
