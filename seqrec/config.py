@@ -1,0 +1,355 @@
+"""The configuration of a run: what can be set, the defaults, and the layers it is made of.
+
+    defaults < presets/<method>/default.toml < preset < --config FILE < --set key=value < flags
+
+Every layer is checked as strictly as the next: an unknown table or key, a wrong type or a value out
+of range is one :class:`~seqrec.errors.UsageError` that names the key, where it stands and what is
+allowed.  A :class:`Config` writes itself as TOML and reads back equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seqrec.errors import UsageError
+from seqrec.keys import (
+    Key,
+    Rule,
+    above,
+    at_least,
+    key,
+    nearest,
+    one_of,
+    read_toml,
+    read_toml_file,
+    to_toml_value,
+    unknown,
+    within,
+)
+from seqrec.methods import METHODS
+from seqrec.preset import default_file, preset_file
+
+METRICS = ("HR", "NDCG", "MRR")
+
+_CUTOFFS = Rule(
+    "at least one, positive and increasing",
+    lambda ks: bool(ks) and ks[0] > 0 and all(a < b for a, b in itertools.pairwise(ks)),
+)
+_METRIC = Rule(
+    f"METRIC@K with METRIC one of {', '.join(METRICS)}",
+    lambda name: re.fullmatch(rf"({'|'.join(METRICS)})@[1-9][0-9]*", name) is not None,
+)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The log and what is made of it."""
+
+    path: str = key(help="the interaction log, or synthetic[:users=..,items=..,groups=..,seed=..]")
+    split: str = key("leave-one-out", help="what is held out", rule=one_of("leave-one-out"))
+    format: str = key(
+        "auto",
+        help="how the file is read",
+        rule=one_of("auto", "lines", "pairs", "inter", "csv", "parquet"),
+    )
+    min_user: int = key(0, help="drop users with fewer events, iteratively", rule=at_least(0))
+    min_item: int = key(0, help="drop items with fewer events, iteratively", rule=at_least(0))
+    repeats: str = key(
+        "keep",
+        help="a user's repeated events of one item",
+        rule=one_of("keep", "first", "adjacent"),
+    )
+    sha256: str = key("", help="of the log as trained on; written by seqrec")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What turns a history into a query."""
+
+    name: str = key("sasrec", help="the encoder", rule=one_of("sasrec"))
+    dim: int = key(64, help="width; a multiple of heads", rule=at_least(1))
+    layers: int = key(2, help="transformer blocks", rule=at_least(1))
+    heads: int = key(2, help="attention heads", rule=at_least(1))
+    dropout: float = key(0.2, help="share of activations dropped in training", rule=within(0, 1))
+    max_length: int = key(50, help="latest events of a history that are read", rule=at_least(1))
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What a training row is, and when the method's own loss starts."""
+
+    name: str = key(help="the method; METHOD of the command")
+    rows: str = key(
+        "positions",
+        help="a row is a sequence (every place predicts) or a prefix (its last place does)",
+        rule=one_of("positions", "prefixes"),
+    )
+    warmup_epochs: int = key(
+        0, help="epochs before the method's own loss or sampler starts", rule=at_least(0)
+    )
+
+
+@dataclass(frozen=True)
+class NegativesConfig:
+    """Samplers have their keys here; no method of this version samples negatives."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    epochs: int = key(200, help="at most this many", rule=at_least(1))
+    batch: int = key(256, help="training rows a step", rule=at_least(1))
+    lr: float = key(1e-3, help="Adam's step size", rule=above(0))
+    patience: int = key(10, help="epochs without a better validation", rule=at_least(1))
+    seed: int = key(0, help="of everything random in the run", rule=within(0, 2**63))
+    clip_norm: float = key(5.0, help="largest gradient norm; 0: no clipping", rule=at_least(0))
+    weight_decay: float = key(0.0, help="AdamW's; 0: plain Adam", rule=at_least(0))
+    max_steps: int = key(0, help="stop after this many steps; 0: no limit", rule=at_least(0))
+    device: str = key("auto", help="where to train", rule=one_of("auto", "cpu", "cuda"))
+    save_every: float = key(60.0, help="seconds between saved states", rule=at_least(0))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The protocol of the figures."""
+
+    seen: str = key(
+        "exclude",
+        help="items of the input: no candidates, candidates, or scored 0",
+        rule=one_of("exclude", "include", "zero"),
+    )
+    ties: str = key(
+        "mean",
+        help="how equal scores count",
+        rule=one_of("mean", "optimistic", "pessimistic"),
+    )
+    ks: tuple[int, ...] = key((5, 10, 20), help="list lengths of HR, NDCG and MRR", rule=_CUTOFFS)
+    select: str = key("NDCG@10", help="validation metric that chooses the epoch", rule=_METRIC)
+    batch: int = key(1024, help="users scored at once", rule=at_least(1))
+
+
+@dataclass(frozen=True)
+class PresetConfig:
+    """Which preset a run was started from; written by seqrec, heads a preset's own file."""
+
+    name: str = key("", help="the preset's name")
+    data: str = key("", help="the data set it is for")
+    sha256: str = key("", help="of that data set's file")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration; change one with :func:`dataclasses.replace`."""
+
+    data: DataConfig
+    method: MethodConfig
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    preset: PresetConfig = field(default_factory=PresetConfig)
+
+    def to_toml(self) -> str:
+        """This configuration as TOML, every key written out; empty tables are left out."""
+        tables = []
+        for table in dataclasses.fields(self):
+            values = dataclasses.asdict(getattr(self, table.name))
+            if values and (table.name != "preset" or self.preset.name):
+                lines = [f"{name} = {to_toml_value(value)}" for name, value in values.items()]
+                tables.append("\n".join([f"[{table.name}]", *lines]) + "\n")
+        return "\n".join(tables)
+
+    @classmethod
+    def from_toml(cls, text: str, where: str) -> Config:
+        """Read back what :meth:`to_toml` wrote; as strict as any other layer.
+
+        Args:
+            text: TOML.
+            where: the file it came from, for messages.
+        """
+        layers = _Layers()
+        layers.put_tables(read_toml(text, where), where)
+        return layers.build(where)
+
+
+def keys() -> dict[str, Key]:
+    """Every key by its dotted name, in the order of the tables."""
+    return {known.name: known for table in dataclasses.fields(Config) for known in _keys(table)}
+
+
+def _keys(table: dataclasses.Field[Any]) -> Iterator[Key]:
+    cls = typing.get_type_hints(Config)[table.name]
+    kinds = typing.get_type_hints(cls)
+    for one in dataclasses.fields(cls):
+        help, rule = one.metadata["help"], one.metadata["rule"]
+        yield Key(f"{table.name}.{one.name}", kinds[one.name], one.default, help, rule)
+
+
+_KEYS = keys()
+_TABLES = tuple(table.name for table in dataclasses.fields(Config) if table.name != "preset")
+
+
+def load_config(
+    method: str,
+    *,
+    preset: str | Path | None = None,
+    file: Path | None = None,
+    sets: Iterable[str] | Mapping[str, Any] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Put a configuration together, the later layer winning.
+
+    Args:
+        method: a name in `seqrec.methods.METHODS`.
+        preset: the full name of a preset of this method, or its file as
+            :func:`~seqrec.preset.resolve_preset` gives it.
+        file: a TOML file with any of the tables; a run's own ``config.toml`` will do (its data and
+            preset are not taken over).
+        sets: ``key=value`` texts, or dotted keys with Python values.
+        flags: dotted keys with the values of the command's named flags; None: not given.
+
+    Raises:
+        UsageError: an unknown method, preset, table or key; a wrong type; a value out of range; no
+            data; values that do not fit together.
+    """
+    if method not in METHODS:
+        raise unknown("method", method, "METHOD", METHODS, "the methods")
+    layers = _Layers()
+    layers.put("method.name", method, "METHOD")
+    shared = default_file(method)
+    if shared.exists():
+        layers.put_tables(read_toml_file(shared), str(shared))
+    if preset is not None:
+        path = preset_file(method, preset) if isinstance(preset, str) else preset
+        layers.put_tables(read_toml_file(path), f"preset {path.stem}")
+        layers.put("preset.name", path.stem, "--preset")
+    if file is not None:
+        tables = {name: table for name, table in read_toml_file(file).items() if name != "preset"}
+        if isinstance(tables.get("data"), dict):
+            tables["data"] = {
+                name: value
+                for name, value in tables["data"].items()
+                if name not in ("path", "sha256")
+            }
+        layers.put_tables(tables, str(file))
+    if isinstance(sets, Mapping):
+        for name, value in sets.items():
+            layers.put_asked(name, value, f"--set {name}={value}")
+    else:
+        for text in sets:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise UsageError(f"{text!r} is no key=value", "--set", "as --set training.lr=0.002")
+            layers.put_asked(name.strip(), value, f"--set {text}", text=True)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            layers.put(name, value, f"{flag_of(name)} {value}")
+    config = layers.build("--config")
+    if config.method.name != method:
+        where = layers.origins["method.name"]
+        raise UsageError(
+            f"method.name is {config.method.name!r}", where, f"the command trains {method}"
+        )
+    return config
+
+
+def flag_of(name: str) -> str:
+    """The command's named flag for a dotted key."""
+    return "--data" if name == "data.path" else "--" + name.split(".")[-1].replace("_", "-")
+
+
+class _Layers:
+    """Values by dotted key, and where each came from."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
+
+    def put(self, name: str, value: object, where: str, *, text: bool = False) -> None:
+        """Check one value and lay it over what was there."""
+        if name not in _KEYS:
+            raise _unknown_key(name, where)
+        self.values[name] = _KEYS[name].read(value, where, text=text)
+        self.origins[name] = where
+
+    def put_asked(self, name: str, value: object, where: str, *, text: bool = False) -> None:
+        """A value the user asks for: any key but those that seqrec records."""
+        if name == "data.sha256" or name.startswith("preset."):
+            raise UsageError(f"{name} cannot be set", where, "seqrec writes it; leave it out")
+        self.put(name, value, where, text=text)
+
+    def put_tables(self, tables: Mapping[str, Any], where: str) -> None:
+        """A parsed TOML file."""
+        for table, content in tables.items():
+            if table not in _TABLES and table != "preset":
+                if isinstance(content, dict):
+                    raise unknown("table", table, where, _TABLES, "the tables")
+                raise _unknown_key(table, where)
+            if not isinstance(content, dict):
+                raise UsageError(f"{table} is {content!r}", where, f"must be a table: [{table}]")
+            for name, value in content.items():
+                self.put(f"{table}.{name}", value, where)
+
+    def build(self, where: str) -> Config:
+        """The configuration, once the values are known to fit together."""
+        for name in ("data.path", "method.name"):
+            if name not in self.values:
+                raise UsageError(f"{name} is missing", where, "name it")
+        if self.values["method.name"] not in METHODS:
+            name, where = self.values["method.name"], self.origins["method.name"]
+            raise unknown("method", name, where, METHODS, "the methods")
+        tables: dict[str, Any] = {}
+        for name, cls in typing.get_type_hints(Config).items():
+            values = {
+                dotted.partition(".")[2]: value
+                for dotted, value in self.values.items()
+                if dotted.startswith(f"{name}.")
+            }
+            tables[name] = cls(**values)
+        config = Config(**tables)
+        self._check_together(config)
+        return config
+
+    def _check_together(self, config: Config) -> None:
+        encoder, evaluation = config.encoder, config.evaluation
+        if encoder.dim % encoder.heads:
+            raise UsageError(
+                f"encoder.dim {encoder.dim} is no multiple of encoder.heads {encoder.heads}",
+                self._origin("encoder.dim", "encoder.heads"),
+                "each head takes an equal share of the width",
+            )
+        cutoff = int(evaluation.select.partition("@")[2])
+        if cutoff not in evaluation.ks:
+            raise UsageError(
+                f"evaluation.select is {evaluation.select}, but {cutoff} is not in evaluation.ks "
+                f"{to_toml_value(evaluation.ks)}",
+                self._origin("evaluation.select", "evaluation.ks"),
+                "change one of them",
+            )
+
+    def _origin(self, *names: str) -> str:
+        return ", ".join(dict.fromkeys(self.origins[n] for n in names if n in self.origins))
+
+
+def _unknown_key(name: str, where: str) -> UsageError:
+    """Names the nearest key: of the table, else by its last part in any table."""
+    table, _, leaf = name.rpartition(".")
+    own = [known for known in _KEYS if known.startswith(f"{table}.")] if table in _TABLES else []
+    leaves = {known.partition(".")[2]: known for known in _KEYS if not known.startswith("preset.")}
+    if not own and leaf in leaves:
+        return UsageError(f"unknown key {name!r}", where, f"did you mean {leaves[leaf]}?")
+    if table in _TABLES and not own:
+        return UsageError(f"unknown key {name!r}", where, f"[{table}] has no keys in this version")
+    if own:
+        return unknown("key", name, where, own, f"the keys of [{table}]")
+    close = nearest(name, list(leaves.values()))
+    mend = f"did you mean {close}?" if close else "`seqrec train --help` lists the keys"
+    return UsageError(f"unknown key {name!r}", where, mend)
