@@ -111,6 +111,8 @@ class SequenceStore:
         first[self.offsets[:-1][np.diff(self.offsets) > 0]] = True
         # the places that can be predicted from at least one item before them
         self._prefix_ends = np.flatnonzero(~first)
+        # int64, host: the sequences that `JaggedBatch.shifted` finds a pair in
+        self.trainable = np.flatnonzero(np.diff(self.offsets) >= 2)
 
     @property
     def n_sequences(self) -> int:

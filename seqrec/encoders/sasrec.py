@@ -1,0 +1,86 @@
+"""The SASRec encoder (Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018).
+
+A causal Transformer over item embeddings: x = sqrt(D) E[item] + P[place], then layers of
+
+    x <- x + dropout(attention(norm(x)))        x <- x + feed_forward(norm(x))
+
+and a last norm.  Normalising before each sub-layer is the form that trains without a warm-up; the
+scores of all items are the products of an output with the same table E.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from seqrec.config import EncoderConfig
+from seqrec.data.store import JaggedBatch
+from seqrec.encoders.layers import CausalSelfAttention, FeedForward, dropout
+from seqrec.encoders.layout import Layout
+
+
+class SASRec(nn.Module):
+    """Encodes each place of each sequence by the items up to and including it.
+
+    Args:
+        n_items: V, rows of the item table; there is no padding row.
+        config: width, layers, heads, dropout and the longest input.
+        generator: on the CPU; draws the initial weights.
+    """
+
+    def __init__(self, n_items: int, config: EncoderConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.items = nn.Parameter(torch.empty(n_items, config.dim))
+        self.places = nn.Parameter(torch.empty(config.max_length, config.dim))
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+        self._initialise(generator)
+
+    def _initialise(self, generator: torch.Generator) -> None:
+        """Scores start with unit variance (outputs are normed, rows of E have norm 1), places small."""
+        width = self.items.shape[1]
+        nn.init.normal_(self.items, std=width**-0.5, generator=generator)
+        nn.init.normal_(self.places, std=0.02, generator=generator)
+        for name, parameter in self.layers.named_parameters():
+            if parameter.dim() == 2:
+                nn.init.xavier_uniform_(parameter, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, batch: JaggedBatch, generator: torch.Generator | None = None) -> Tensor:
+        """Hidden states of all tokens.
+
+        Args:
+            batch: B sequences with N tokens in all, each of 1 to `max_length` items.
+            generator: draws the dropout masks; None switches dropout off.
+
+        Returns:
+            [N, D], in the batch's token order.
+        """
+        layout = Layout(batch)
+        x = nn.functional.embedding(batch.items, self.items) * math.sqrt(self.items.shape[1])
+        x = x + nn.functional.embedding(batch.places(), self.places)
+        x = dropout(x, self.dropout, generator)
+        for layer in self.layers:
+            x = layer(x, layout, generator)
+        return self.norm(x)
+
+
+class _Layer(nn.Module):
+    """One pre-norm Transformer layer."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.attention = CausalSelfAttention(config.dim, config.heads, config.dropout)
+        self.feed_forward_norm = nn.LayerNorm(config.dim)
+        self.feed_forward = FeedForward(config.dim, config.dropout)
+
+    def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+        mixed = self.attention(self.attention_norm(x), layout, generator)
+        x = x + dropout(mixed, self.dropout, generator)
+        return x + self.feed_forward(self.feed_forward_norm(x), generator)

@@ -1,0 +1,134 @@
+"""Ranks of held-out targets, from which every metric follows.
+
+A target's rank is two counts: candidates that score higher, and candidates that tie with it
+(:func:`seqrec_kernels.catalog_rank`).  They are kept with each run, so any metric at any K under
+any tie rule can be had again without the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from seqrec.data.split import Jagged, Targets
+from seqrec.data.store import SequenceStore
+from seqrec.files import replacing
+from seqrec_kernels import Rank, SeenItems, catalog_rank, rank_metrics
+
+if TYPE_CHECKING:
+    from seqrec.methods.base import Method
+
+SEEN_RULES = ("exclude", "include", "zero")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of B targets, all int64 [B].
+
+    Args:
+        users: user rows.
+        greater: candidates that score higher than the target; a miss counts the whole catalogue.
+        equal: candidates that tie with it.
+    """
+
+    users: np.ndarray
+    greater: np.ndarray
+    equal: np.ndarray
+
+    def metrics(self, ks: Sequence[int], ties: str) -> dict[str, float]:
+        """HR@k, NDCG@k and MRR@k, means over the targets."""
+        rank = Rank(torch.from_numpy(self.greater), torch.from_numpy(self.equal))
+        return {name: float(x) for name, x in rank_metrics(rank, tuple(ks), ties).items()}
+
+    def save(self, path: Path) -> None:
+        """Write ``user, greater, equal`` as .npz; equal ranks are equal bytes."""
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, user=self.users, greater=self.greater, equal=self.equal)
+
+    @staticmethod
+    def load(path: Path) -> Ranks:
+        """Read what `save` wrote."""
+        with np.load(path) as arrays:
+            return Ranks(arrays["user"], arrays["greater"], arrays["equal"])
+
+
+def in_input(targets: Targets) -> np.ndarray:
+    """bool [B]: the target already stands in the user's input."""
+    repeated = np.repeat(targets.items, targets.inputs.lengths())
+    row = np.repeat(np.arange(len(targets.items)), targets.inputs.lengths())
+    found = np.zeros(len(targets.items), dtype=bool)
+    found[row[targets.inputs.values == repeated]] = True
+    return found
+
+
+class Evaluator:
+    """Ranks the targets of one split under a method's scores.
+
+    Args:
+        targets: users, inputs and held-out items.
+        n_items: catalogue size V.
+        max_length: events of an input that the encoder sees, the last ones.
+        device: where the method lives.
+        batch: users scored at a time.
+    """
+
+    def __init__(
+        self, targets: Targets, n_items: int, max_length: int, device: torch.device, batch: int
+    ) -> None:
+        self.targets = targets
+        self.n_items = n_items
+        self.max_length = max_length
+        self.batch = batch
+        self._store = SequenceStore(targets.inputs, device)
+        self._wanted = torch.from_numpy(targets.items).to(device)
+        self._seen = _seen_items(targets.inputs, device)
+        self._missed = in_input(targets)
+
+    @torch.no_grad()
+    def ranks(self, method: Method, rules: Sequence[str] = ("exclude",)) -> dict[str, Ranks]:
+        """One :class:`Ranks` a seen rule; every user is encoded once.
+
+        Under ``exclude`` a target that the input holds is a miss: `recommend` could not show it.
+        """
+        found: dict[str, list[Rank]] = {rule: [] for rule in rules}
+        items = method.items()
+        for start in range(0, len(self.targets.items), self.batch):
+            rows = np.arange(start, min(start + self.batch, len(self.targets.items)))
+            queries = method.queries(self._store.batch(rows, self.max_length))
+            wanted = self._wanted[start : start + self.batch]
+            seen = SeenItems(self._seen.offsets, self._seen.ids, _device_range(rows, wanted))
+            for rule in rules:
+                found[rule].append(
+                    catalog_rank(
+                        queries,
+                        items,
+                        wanted,
+                        seen=None if rule == "include" else seen,
+                        seen_score=0.0 if rule == "zero" else None,
+                    )
+                )
+        return {rule: self._collect(rule, parts) for rule, parts in found.items()}
+
+    def _collect(self, rule: str, parts: list[Rank]) -> Ranks:
+        greater = torch.cat([part.greater for part in parts]).cpu().numpy()
+        equal = torch.cat([part.equal for part in parts]).cpu().numpy()
+        if rule == "exclude":
+            greater = np.where(self._missed, self.n_items, greater)
+            equal = np.where(self._missed, 0, equal)
+        return Ranks(self.targets.users, greater, equal)
+
+
+def _seen_items(inputs: Jagged, device: torch.device) -> SeenItems:
+    return SeenItems(
+        torch.from_numpy(inputs.offsets).to(device), torch.from_numpy(inputs.values).to(device)
+    )
+
+
+def _device_range(rows: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    return torch.arange(int(rows[0]), int(rows[-1]) + 1, device=like.device)

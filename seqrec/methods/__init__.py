@@ -1,0 +1,26 @@
+"""The published methods, by name.
+
+A method is one file: what it trains on (:meth:`Method.rows`, :meth:`Method.batch`), its loss, and
+how it scores (:meth:`Method.queries` against :meth:`Method.items`).  Nothing else of the project
+knows which method runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from seqrec.config import Config
+    from seqrec.methods.base import Method
+
+# name -> "module:class"; a string, so that listing the methods imports no torch
+_REGISTRY = {"sasrec": "seqrec.methods.sasrec:SASRecMethod"}
+
+METHODS: tuple[str, ...] = tuple(_REGISTRY)
+
+
+def build(config: Config, n_items: int) -> Method:
+    """The method `config` names, with initial weights drawn from the run's seed, on the CPU."""
+    module, name = _REGISTRY[config.method.name].split(":")
+    return getattr(importlib.import_module(module), name)(config, n_items)

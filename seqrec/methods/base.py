@@ -1,0 +1,55 @@
+"""What the trainer, the evaluation and ``recommend`` ask of a method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seqrec.data.store import JaggedBatch, SequenceStore
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where in the run a loss is asked for, and the random numbers it may draw there.
+
+    Args:
+        epoch: from 0.
+        step: training steps done before this one, over all epochs.
+        generator: on the training device, seeded for this very step.
+    """
+
+    epoch: int
+    step: int
+    generator: torch.Generator
+
+
+class Method(nn.Module, ABC):
+    """A recommender that can be trained and asked for scores.
+
+    The score of item v for a history is ``queries(history) . items()[v]``.
+    """
+
+    @abstractmethod
+    def rows(self, store: SequenceStore) -> int:
+        """Training rows an epoch shuffles and cuts into batches."""
+
+    @abstractmethod
+    def batch(self, store: SequenceStore, rows: np.ndarray) -> Any:
+        """The batch of these rows, on the training device, assembled without waiting for it."""
+
+    @abstractmethod
+    def loss(self, batch: Any, step: Step) -> Tensor:
+        """Mean loss of the batch, a 0-d float32 tensor."""
+
+    @abstractmethod
+    def queries(self, histories: JaggedBatch) -> Tensor:
+        """[B, D], one query a history; for evaluation, without dropout."""
+
+    @abstractmethod
+    def items(self) -> Tensor:
+        """[V, D], the table that queries are scored against."""

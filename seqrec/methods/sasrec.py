@@ -1,0 +1,59 @@
+"""SASRec trained with full-catalogue cross-entropy.
+
+The published model with the loss that makes it a strong baseline (Klenitskiy and Vasilev, RecSys
+2023): the softmax runs over the whole catalogue, in `catalog_cross_entropy`, which never holds the
+``rows x catalogue`` logits.
+
+``method.rows`` says what a training row is:
+
+* ``positions``: a user's sequence; every place predicts the next item (the last `max_length`
+  places of it).
+* ``prefixes``: one prefix of a sequence; only its last place predicts.  As many rows as there are
+  targets, each encoded for itself: slower, and another optimisation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqrec.config import Config
+from seqrec.data.store import JaggedBatch, SequenceStore
+from seqrec.encoders.sasrec import SASRec
+from seqrec.methods.base import Method, Step
+from seqrec.counters import WEIGHTS, derive
+from seqrec_kernels import catalog_cross_entropy
+
+
+class SASRecMethod(Method):
+    """SASRec; `config.method.rows` chooses the training rows."""
+
+    def __init__(self, config: Config, n_items: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(derive(config.training.seed, WEIGHTS))
+        self.prefixes = config.method.rows == "prefixes"
+        self.max_length = config.encoder.max_length
+        self.encoder = SASRec(n_items, config.encoder, generator)
+
+    def rows(self, store: SequenceStore) -> int:
+        return store.n_prefixes if self.prefixes else len(store.trainable)
+
+    def batch(self, store: SequenceStore, rows: np.ndarray) -> tuple[JaggedBatch, Tensor]:
+        """Input sequences and targets: [N] of them (positions) or [B] (prefixes)."""
+        if self.prefixes:
+            return store.prefix_batch(rows, self.max_length)
+        return store.batch(store.trainable[rows], self.max_length + 1).shifted()
+
+    def loss(self, batch: tuple[JaggedBatch, Tensor], step: Step) -> Tensor:
+        inputs, targets = batch
+        hidden = self.encoder(inputs, step.generator)
+        if self.prefixes:
+            hidden = hidden.index_select(0, inputs.last())
+        return catalog_cross_entropy(hidden, self.encoder.items, targets)
+
+    def queries(self, histories: JaggedBatch) -> Tensor:
+        return self.encoder(histories).index_select(0, histories.last())
+
+    def items(self) -> Tensor:
+        return self.encoder.items

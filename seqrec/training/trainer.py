@@ -1,0 +1,228 @@
+"""The training loop: shuffle, step, validate, keep the best, stop early, survive anything.
+
+No step waits for the device, and nothing random outlives a step: the order of an epoch and the
+dropout of a step are functions of (seed, epoch, step).  A run that was killed and resumed writes
+the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqrec.config import Config
+from seqrec.counters import DROPOUT, derive
+from seqrec.data.split import Split
+from seqrec.data.store import SequenceStore, epoch_order
+from seqrec.errors import Interrupted, UsageError
+from seqrec.evaluation.ranking import Evaluator
+from seqrec.methods.base import Method, Step
+from seqrec.training.interruption import Interruption
+from seqrec.training.journal import Journal
+from seqrec.training.model_file import write_model
+from seqrec.training.progress import Progress
+from seqrec.training.state import Counters, StateStore
+
+
+class Trainer:
+    """Trains one method in one run directory.
+
+    Args:
+        directory: exists, with `config.toml` in it.
+        config: resolved.
+        split: of the run's log.
+        method: with its initial weights; moved to `device`.
+        device: where to train.
+        progress: what the user sees.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: Config,
+        split: Split,
+        method: Method,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self.directory = directory
+        self.config = config
+        self.method = method.to(device)
+        self.progress = progress
+        self.journal = Journal(directory / "log.jsonl")
+        self.states = StateStore(directory)
+        self.counters = Counters()
+        self.store = SequenceStore(split.train, device)
+        self.validation = Evaluator(
+            split.valid, split.n_items, config.encoder.max_length, device, config.evaluation.batch
+        )
+        self.item_counts = torch.from_numpy(
+            np.bincount(split.train.values, minlength=split.n_items).astype(np.int64)
+        )
+        self.generator = torch.Generator(device)
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        training = config.training
+        self.optimizer = torch.optim.AdamW(
+            self.method.parameters(),
+            lr=training.lr,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+        self.rows = self.method.rows(self.store)
+        if self.rows == 0:
+            raise UsageError(
+                "nothing to train on: no user has two training events",
+                config.data.path,
+                "a log with longer histories, or lower data.min_user",
+            )
+        self.steps = math.ceil(self.rows / training.batch)
+        self._saved_at = time.perf_counter()
+
+    def run(self) -> Counters:
+        """Train to the end: early stop, last epoch or last step.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; the state is saved.
+            UsageError: the loss is no longer a number.
+        """
+        with Interruption(lambda: self.progress.line("stopping after this step ...")) as stop:
+            while not self.counters.finished:
+                self._epoch(stop)
+        return self.counters
+
+    def restore(self) -> bool:
+        """Take up the last saved state; False where there is none."""
+        found = self.states.load()
+        if found is None:
+            return False
+        tensors, self.counters, remarks = found
+        for remark in remarks:
+            self.progress.line(f"seqrec: {remark}")
+        if tensors:
+            self._unpack(tensors)
+        return True
+
+    def _epoch(self, stop: Interruption) -> None:
+        counters, training = self.counters, self.config.training
+        begun = time.perf_counter()
+        earlier = counters.train_seconds
+        order = epoch_order(training.seed, counters.epoch, self.rows)
+        self.progress.start(
+            counters.epoch + 1, training.epochs, self.steps, counters.step_in_epoch
+        )
+        while counters.step_in_epoch < self.steps and not self._out_of_steps():
+            start = counters.step_in_epoch * training.batch
+            rows = order[start : start + training.batch]
+            self._step(rows)
+            counters.step += 1
+            counters.step_in_epoch += 1
+            counters.train_seconds = earlier + time.perf_counter() - begun
+            self.progress.step(counters.step_in_epoch, len(rows), self.loss_sum)
+            if stop.requested:
+                self._save()
+                self.progress.close()
+                raise Interrupted(self.directory)
+            if time.perf_counter() - self._saved_at > training.save_every:
+                self._save()
+        self._finish_epoch(time.perf_counter() - begun)
+        if stop.requested and not counters.finished:
+            raise Interrupted(self.directory)
+
+    def _step(self, rows: np.ndarray) -> None:
+        counters, training = self.counters, self.config.training
+        self.generator.manual_seed(
+            derive(training.seed, DROPOUT, counters.epoch, counters.step_in_epoch)
+        )
+        batch = self.method.batch(self.store, rows)
+        loss = self.method.loss(batch, Step(counters.epoch, counters.step, self.generator))
+        loss.backward()
+        if training.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.method.parameters(), training.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss_sum += loss.detach()
+
+    def _finish_epoch(self, seconds: float) -> None:
+        """Validate, keep the weights if they are the best yet, decide whether to go on."""
+        counters, config = self.counters, self.config
+        loss = float(self.loss_sum) / max(counters.step_in_epoch, 1)
+        if not math.isfinite(loss):
+            self.progress.close()
+            raise UsageError(
+                f"the loss became {loss} in epoch {counters.epoch + 1}",
+                f"training.lr = {config.training.lr}",
+                "lower training.lr or training.clip_norm and train again with --overwrite",
+            )
+        begun = time.perf_counter()
+        rule = config.evaluation.seen
+        ranks = self.validation.ranks(self.method, [rule])[rule]
+        metrics = ranks.metrics(config.evaluation.ks, config.evaluation.ties)
+        counters.epoch += 1
+        counters.step_in_epoch = 0
+        self.loss_sum.zero_()
+        value = metrics[config.evaluation.select]
+        best = value > counters.best_value
+        if best:
+            counters.best_epoch, counters.best_value = counters.epoch, value
+            write_model(self.directory, self.method, self.item_counts, config)
+        idle = counters.epoch - counters.best_epoch
+        counters.finished = (
+            counters.epoch >= config.training.epochs
+            or idle >= config.training.patience
+            or self._out_of_steps()
+        )
+        phase = "warmup" if counters.epoch <= config.method.warmup_epochs else "main"
+        valid_seconds = time.perf_counter() - begun
+        self.journal.write(
+            "epoch",
+            epoch=counters.epoch,
+            step=counters.step,
+            phase=phase,
+            loss=loss,
+            valid=metrics,
+            seconds=round(seconds, 3),
+            valid_seconds=round(valid_seconds, 3),
+        )
+        self._save()
+        select = config.evaluation.select
+        self.progress.line(
+            f"epoch {counters.epoch:>3}  loss {loss:.4f}  valid {select} {value:.4f}"
+            f"{' *' if best else '  '}  {seconds:.1f} s + {valid_seconds:.1f} s validation"
+        )
+
+    def _out_of_steps(self) -> bool:
+        return 0 < self.config.training.max_steps <= self.counters.step
+
+    def _save(self) -> None:
+        self.states.save(self._pack(), self.counters)
+        self._saved_at = time.perf_counter()
+
+    def _pack(self) -> dict[str, Tensor]:
+        """Everything a step depends on, as tensors on the host."""
+        tensors = {f"method.{name}": x for name, x in self.method.state_dict().items()}
+        names = [name for name, _ in self.method.named_parameters()]
+        for index, state in self.optimizer.state_dict()["state"].items():
+            for key, x in state.items():
+                tensors[f"optimizer.{key}.{names[index]}"] = x
+        tensors["loss_sum"] = self.loss_sum
+        return {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+
+    def _unpack(self, tensors: dict[str, Tensor]) -> None:
+        prefix = "method."
+        self.method.load_state_dict(
+            {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+        )
+        states: dict[int, dict[str, Any]] = {}
+        for index, (name, _) in enumerate(self.method.named_parameters()):
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"optimizer.{key}.{name}" in tensors:
+                    states.setdefault(index, {})[key] = tensors[f"optimizer.{key}.{name}"]
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self.loss_sum.copy_(tensors["loss_sum"])
