@@ -180,21 +180,31 @@ class Config:
         return layers.build(where)
 
 
-def keys() -> dict[str, Key]:
-    """Every key by its dotted name, in the order of the tables."""
-    return {known.name: known for table in dataclasses.fields(Config) for known in _keys(table)}
+def _declared() -> Iterator[Key]:
+    for table, cls in typing.get_type_hints(Config).items():
+        kinds = typing.get_type_hints(cls)
+        for one in dataclasses.fields(cls):
+            help, rule = one.metadata["help"], one.metadata["rule"]
+            yield Key(f"{table}.{one.name}", kinds[one.name], one.default, help, rule)
 
 
-def _keys(table: dataclasses.Field[Any]) -> Iterator[Key]:
-    cls = typing.get_type_hints(Config)[table.name]
-    kinds = typing.get_type_hints(cls)
-    for one in dataclasses.fields(cls):
-        help, rule = one.metadata["help"], one.metadata["rule"]
-        yield Key(f"{table.name}.{one.name}", kinds[one.name], one.default, help, rule)
-
-
-_KEYS = keys()
+# every key by its dotted name, in the order of the tables
+_KEYS = {known.name: known for known in _declared()}
+# what seqrec writes down itself, and nobody sets
+_RECORDED = {"data.sha256", "preset.name", "preset.data", "preset.sha256"}
 _TABLES = tuple(table.name for table in dataclasses.fields(Config) if table.name != "preset")
+
+
+def settable() -> list[Key]:
+    """The keys that ``--set`` and ``--config`` are for; data and method are the command's own."""
+    own = _RECORDED | {"data.path", "method.name"}
+    return [known for name, known in _KEYS.items() if name not in own]
+
+
+def check_method(name: str, where: str = "METHOD") -> None:
+    """Raise a UsageError naming the known methods where `name` is none."""
+    if name not in METHODS:
+        raise unknown("method", name, where, METHODS, "the methods")
 
 
 def load_config(
@@ -220,8 +230,7 @@ def load_config(
         UsageError: an unknown method, preset, table or key; a wrong type; a value out of range; no
             data; values that do not fit together.
     """
-    if method not in METHODS:
-        raise unknown("method", method, "METHOD", METHODS, "the methods")
+    check_method(method)
     layers = _Layers()
     layers.put("method.name", method, "METHOD")
     shared = default_file(method)
@@ -282,7 +291,7 @@ class _Layers:
 
     def put_asked(self, name: str, value: object, where: str, *, text: bool = False) -> None:
         """A value the user asks for: any key but those that seqrec records."""
-        if name == "data.sha256" or name.startswith("preset."):
+        if name in _RECORDED:
             raise UsageError(f"{name} cannot be set", where, "seqrec writes it; leave it out")
         self.put(name, value, where, text=text)
 
@@ -303,9 +312,7 @@ class _Layers:
         for name in ("data.path", "method.name"):
             if name not in self.values:
                 raise UsageError(f"{name} is missing", where, "name it")
-        if self.values["method.name"] not in METHODS:
-            name, where = self.values["method.name"], self.origins["method.name"]
-            raise unknown("method", name, where, METHODS, "the methods")
+        check_method(self.values["method.name"], self.origins["method.name"])
         tables: dict[str, Any] = {}
         for name, cls in typing.get_type_hints(Config).items():
             values = {
@@ -343,7 +350,7 @@ def _unknown_key(name: str, where: str) -> UsageError:
     """Names the nearest key: of the table, else by its last part in any table."""
     table, _, leaf = name.rpartition(".")
     own = [known for known in _KEYS if known.startswith(f"{table}.")] if table in _TABLES else []
-    leaves = {known.partition(".")[2]: known for known in _KEYS if not known.startswith("preset.")}
+    leaves = {known.partition(".")[2]: known for known in _KEYS if known not in _RECORDED}
     if not own and leaf in leaves:
         return UsageError(f"unknown key {name!r}", where, f"did you mean {leaves[leaf]}?")
     if table in _TABLES and not own:

@@ -1,0 +1,281 @@
+"""What each command takes, does, and says about itself.
+
+A command is one class: its texts, its arguments and `run`.  The parser and the exit status are
+:mod:`seqrec.cli`'s.  `run` imports what it needs, so that ``--help`` needs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from seqrec.errors import UsageError
+from seqrec.keys import alternatives
+
+EXIT_CODES = """\
+exit status:
+  0    done
+  2    a mistake in command, configuration or data: one line on stderr, nothing created or lost
+  130  Ctrl-C
+  1    anything else; SEQREC_DEBUG=1 shows the traceback
+"""
+
+
+class Command:
+    """One command of ``seqrec``."""
+
+    name: str
+    summary: str  # half a line, in `seqrec --help`
+    description: str
+    examples: str
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare what the command takes."""
+
+    def more(self) -> str:
+        """What its --help says behind the arguments."""
+        return f"examples:\n{self.examples}"
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Do it, printing results to stdout."""
+        raise NotImplementedError
+
+
+class Train(Command):
+    name = "train"
+    summary = "train a recommender on a log"
+    description = """\
+Train METHOD on a log, keep the weights of the best validation epoch, and evaluate them
+once on the held-out test events, against every item, beside two counting baselines.
+Command, configuration and data are checked before anything is created."""
+    examples = """\
+  seqrec train sasrec --data synthetic --out runs/demo
+  seqrec train sasrec --data events.csv --out runs/one
+  seqrec train sasrec --data events.csv --out runs/two --set encoder.dim=128 training.lr=0.002
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        from seqrec.methods import METHODS
+
+        add = parser.add_argument
+        add("method", metavar="METHOD", help=f"the method: {alternatives(METHODS)}")
+        add(
+            "--data",
+            metavar="FILE",
+            required=True,
+            help="the log: text, CSV, RecBole's .inter or Parquet; or synthetic, a log whose best "
+            "possible metrics are known",
+        )
+        add("--out", metavar="DIR", required=True, type=Path, help="run directory, new or empty")
+        add("--preset", metavar="NAME", help="a shipped setting; official or tuned: for this data")
+        add("--config", metavar="FILE.toml", type=Path, help="tables with the keys listed below")
+        add(
+            "--set",
+            metavar="key=value",
+            dest="sets",
+            nargs="+",
+            action="extend",
+            default=[],
+            help="any key listed below",
+        )
+        add("--epochs", metavar="N", type=_whole(1), help="training.epochs")
+        add("--max-steps", metavar="N", type=_whole(0), help="training.max_steps")
+        add("--device", metavar="NAME", type=_choice("auto", "cpu", "cuda"), help="auto, cpu, cuda")
+        add("--seed", metavar="N", type=_whole(0), help="training.seed")
+        add("--overwrite", action="store_true", help="replace the run that DIR holds")
+        add("--dry-run", action="store_true", help="check everything, say what would run, stop")
+
+    def more(self) -> str:
+        from seqrec.config import settable
+
+        lines = ["configuration: defaults < preset < --config < --set < named flags"]
+        for key in settable():
+            default = (
+                ",".join(map(str, key.default)) if key.kind == tuple[int, ...] else key.default
+            )
+            lines.append(f"  {key.name:<22} {default!s:<14} {key.help}")
+        return super().more() + "\n" + "\n".join(lines) + "\n"
+
+    def run(self, args: argparse.Namespace) -> None:
+        from seqrec.config import check_method
+
+        check_method(args.method)  # known before torch is: importing it takes seconds
+        from seqrec import api, report
+
+        asked = {
+            name: getattr(args, name)
+            for name in ("preset", "config", "sets", "epochs", "max_steps", "device", "seed")
+        }
+        if args.dry_run:
+            print(api.dry_run(args.method, args.data, args.out, overwrite=args.overwrite, **asked))
+            return
+        run = api.train(args.method, args.data, args.out, overwrite=args.overwrite, **asked)
+        print(report.finished(run.result, run.directory))
+
+
+class Resume(Command):
+    name = "resume"
+    summary = "go on with a run that was stopped"
+    description = """\
+Go on with the run in DIR from its last saved state. The result is, byte for byte, that of a
+run that was never stopped. Of a finished run it says so."""
+    examples = "  seqrec resume runs/one\n"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("directory", metavar="DIR", type=Path, help="run directory")
+
+    def run(self, args: argparse.Namespace) -> None:
+        from seqrec import api, report, rundir
+
+        if (args.directory / rundir.RESULT).exists():
+            print(f"seqrec: {args.directory} is finished, nothing to resume", file=sys.stderr)
+        run = api.resume(args.directory)
+        print(report.finished(run.result, run.directory))
+
+
+class Evaluate(Command):
+    name = "evaluate"
+    summary = "evaluate a run, also under other rules"
+    description = """\
+Rank every item for every held-out event with the run's weights and print the figures, by
+default under the rules the run was trained with. Nothing in DIR changes."""
+    examples = """\
+  seqrec evaluate runs/one
+  seqrec evaluate runs/one --seen include --ties pessimistic
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("directory", metavar="DIR", type=Path, help="run directory")
+        parser.add_argument(
+            "--seen",
+            metavar="RULE",
+            type=_choice("exclude", "include", "zero"),
+            help="items of the input: exclude (no candidates), include, or zero (scored 0)",
+        )
+        parser.add_argument(
+            "--ties",
+            metavar="RULE",
+            type=_choice("mean", "optimistic", "pessimistic"),
+            help="how equal scores count: mean, optimistic, pessimistic",
+        )
+
+    def run(self, args: argparse.Namespace) -> None:
+        from seqrec import api, report
+
+        run = api.load(args.directory)
+        found = run.evaluate(seen=args.seen, ties=args.ties)
+        print(report.evaluation(found, run.config.method.name))
+
+
+class Recommend(Command):
+    name = "recommend"
+    summary = "recommend for histories, known users or new"
+    description = """\
+Recommend K items for each history: one JSON object a line, in the order of the input,
+  {"user": "...", "items": ["..."], "scores": [0.0]}
+Items the run does not know are skipped and counted. A history without a known item gets the
+most popular items and "fallback": "popularity"."""
+    examples = """\
+  seqrec recommend runs/one --input histories.txt --k 20 --out recommended.jsonl
+  echo 'alice B001 B017' | seqrec recommend runs/one --input -
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("directory", metavar="DIR", type=Path, help="run directory")
+        add(
+            "--input",
+            metavar="FILE|-",
+            required=True,
+            help="what train reads; in text one history a line, `user item item ...`; - is stdin",
+        )
+        add("--k", metavar="K", type=_whole(1), default=10, help="items a history (10)")
+        add("--out", metavar="FILE", type=Path, help="write here, whole or not at all")
+        add("--include-seen", action="store_true", help="also items of the history itself")
+
+    def run(self, args: argparse.Namespace) -> None:
+        if args.out and (args.out.is_dir() or not args.out.absolute().parent.is_dir()):
+            raise UsageError("no place for a file", f"--out {args.out}", "name one in a directory")
+        from seqrec import api
+        from seqrec.data import read_histories
+
+        run = api.load(args.directory)
+        histories = read_histories(args.input)
+        with _output(args.out) as stream:
+            for row in run.recommend_rows(histories, args.k, args.include_seen):
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def _output(path: Path | None) -> Iterator[IO[str]]:
+    """stdout, or a file that appears under its name when it is complete."""
+    if path is None:
+        yield sys.stdout
+        return
+    from seqrec.files import replacing
+
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        yield stream
+
+
+class Data(Command):
+    name = "data"
+    summary = "what a log holds, before training on it"
+    description = """\
+Read a log and say what is in it: format, users, items, events, tied times, what would be
+dropped, and how many users can be evaluated."""
+    examples = "  seqrec data events.csv\n  seqrec data synthetic\n"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("file", metavar="FILE", help="what train's --data takes")
+
+    def run(self, args: argparse.Namespace) -> None:
+        from seqrec.data import describe, read_log
+
+        for line in describe(read_log(args.file)):
+            print(line)
+
+
+class Doctor(Command):
+    name = "doctor"
+    summary = "versions, devices, and which kernels run where"
+    description = """\
+Print versions, devices and compiled parts, and for every operator which implementation runs
+on this machine and why the faster ones do not."""
+    examples = "  seqrec doctor\n"
+
+    def run(self, args: argparse.Namespace) -> None:
+        from seqrec import doctor
+
+        for line in doctor.lines():
+            print(line)
+
+
+COMMANDS: tuple[Command, ...] = (Train(), Resume(), Evaluate(), Recommend(), Data(), Doctor())
+
+
+def _whole(low: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if number < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number, at least {low}")
+        return number
+
+    return read
+
+
+def _choice(*names: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {alternatives(names)}")
+        return text
+
+    return read
