@@ -207,8 +207,12 @@ most popular items and "fallback": "popularity"."""
         run = api.load(args.directory)
         histories = read_histories(args.input)
         with _output(args.out) as stream:
-            for row in run.recommend_rows(histories, args.k, args.include_seen):
+            unknown = 0
+            for row in run.recommend_rows(histories, args.k, include_seen=args.include_seen):
+                unknown += row.pop("unknown", 0)
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if unknown:
+            print(f"seqrec: skipped {unknown:,} items the run does not know", file=sys.stderr)
 
 
 @contextlib.contextmanager
