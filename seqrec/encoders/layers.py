@@ -56,9 +56,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
         """[N, D] -> [N, D]; token i of a row attends to the tokens 0..i of its own row."""
         scaled = self.input(x)
-        blocks = [
-            self._attend(block, generator) for block in layout.rectangles(scaled)
-        ]
+        blocks = [self._attend(block, generator) for block in layout.rectangles(scaled)]
         return self.output(layout.tokens(blocks))
 
     def _attend(self, qkv: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -40,7 +40,7 @@ class SASRec(nn.Module):
         self._initialise(generator)
 
     def _initialise(self, generator: torch.Generator) -> None:
-        """Scores start with unit variance (outputs are normed, rows of E have norm 1), places small."""
+        """Scores start with unit variance: outputs are normed, and rows of E have norm 1."""
         width = self.items.shape[1]
         nn.init.normal_(self.items, std=width**-0.5, generator=generator)
         nn.init.normal_(self.places, std=0.02, generator=generator)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from seqrec.config import Config
+from seqrec.counters import WEIGHTS, derive
 from seqrec.data.store import JaggedBatch, SequenceStore
 from seqrec.encoders.sasrec import SASRec
 from seqrec.methods.base import Method, Step
-from seqrec.counters import WEIGHTS, derive
 from seqrec_kernels import catalog_cross_entropy
 
 

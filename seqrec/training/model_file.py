@@ -47,7 +47,7 @@ def read_model(
         )
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         counts = tensors.pop(COUNTS)
         method = build(config, n_items)
         method.load_state_dict(tensors)

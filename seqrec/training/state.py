@@ -1,8 +1,8 @@
 """The last step of a run on disk: two generations, each whole or not there.
 
     state/step-000001234/tensors.safetensors    weights and optimizer moments
-                         best.safetensors       the best weights so far (same bytes as model.safetensors)
-                         counters.json          where the run stands, and the sha256 of the two files
+                         best.safetensors       the best weights so far, model.safetensors' bytes
+                         counters.json          where the run stands; sha256 of the two files
 
 A generation is written under another name, flushed to disk and renamed; then the one before the
 previous is removed.  `load` takes the newest whose digests agree, so a damaged one costs the steps

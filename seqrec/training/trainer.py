@@ -113,9 +113,7 @@ class Trainer:
         begun = time.perf_counter()
         earlier = counters.train_seconds
         order = epoch_order(training.seed, counters.epoch, self.rows)
-        self.progress.start(
-            counters.epoch + 1, training.epochs, self.steps, counters.step_in_epoch
-        )
+        self.progress.start(counters.epoch + 1, training.epochs, self.steps, counters.step_in_epoch)
         while counters.step_in_epoch < self.steps and not self._out_of_steps():
             start = counters.step_in_epoch * training.batch
             rows = order[start : start + training.batch]

@@ -1,0 +1,36 @@
+"""Recommenders from interaction logs: published methods, fused losses, one honest evaluation.
+
+    run = seqrec.train("sasrec", data="events.csv", out="runs/one")
+    run.result["metrics"]["test"]["NDCG@10"]
+    run.recommend({"alice": ["B001", "B017"]}, k=10)
+
+Everything heavy is imported when it is first used, so ``seqrec --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from seqrec.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from seqrec.api import load, recommend, resume, train
+    from seqrec.run import Run
+
+__all__ = ["Interrupted", "Run", "UsageError", "load", "recommend", "resume", "train"]
+
+_HOMES = {
+    "load": "seqrec.api",
+    "recommend": "seqrec.api",
+    "resume": "seqrec.api",
+    "train": "seqrec.api",
+    "Run": "seqrec.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'seqrec' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

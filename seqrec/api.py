@@ -1,0 +1,269 @@
+"""`train`, `resume` and `load`: what the commands do, for Python."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqrec import rundir
+from seqrec.config import Config, load_config
+from seqrec.data.export import write_parquet
+from seqrec.data.log import InteractionLog, read_log
+from seqrec.data.sources import read_bytes
+from seqrec.data.split import Split, split_log
+from seqrec.errors import UsageError
+from seqrec.files import write_atomic
+from seqrec.methods import build
+from seqrec.preset import FAMILIES, resolve_preset
+from seqrec.provenance import commit, hardware, versions
+from seqrec.run import Histories, Run, load_log, read_data
+from seqrec.training.finish import judged
+from seqrec.training.plan import plan
+from seqrec.training.progress import Progress
+from seqrec.training.trainer import Trainer
+
+
+def train(
+    method: str,
+    data: Any,
+    out: str | Path,
+    *,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    sets: Iterable[str] | Mapping[str, Any] = (),
+    epochs: int | None = None,
+    max_steps: int | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Run:
+    """Train a method on a log, judge it against the full catalogue, and keep all of it in `out`.
+
+    Command, configuration and data are checked before anything is created.
+
+    Args:
+        method: one of `seqrec.methods.METHODS`.
+        data: path of a log, ``"synthetic[:users=..,items=..,groups=..,seed=..]"``, a polars or
+            pandas frame with the columns of a CSV log, or ``{user: [items, oldest first]}``.
+        out: run directory; new or empty.
+        preset: a preset's name, or ``official`` / ``tuned`` for the one made for this file.
+        config: a TOML file laid over defaults and preset.
+        sets: ``key=value`` texts or ``{key: value}``, laid over that.
+        epochs: as ``training.epochs``.
+        max_steps: as ``training.max_steps``.
+        device: as ``training.device``: "auto", "cpu" or "cuda".
+        seed: as ``training.seed``.
+        overwrite: remove the run that `out` holds.
+        progress: False is silent; None draws a bar where stderr is a terminal.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UsageError: a mistake in arguments, configuration or data; nothing was created.
+        Interrupted: Ctrl-C; the state is saved and `resume` goes on.
+    """
+    flags = _flags(epochs, max_steps, device, seed)
+    with _prepared(method, data, out, preset, config, sets, flags, overwrite) as ready:
+        directory = Path(out)
+        directory.mkdir(parents=True, exist_ok=True)
+        with rundir.locked(directory):
+            rundir.clear(directory)
+            chosen = ready.config
+            if ready.temporary is not None:
+                kept = directory / rundir.INTERACTIONS
+                shutil.copyfile(ready.temporary, kept)
+                path = str(kept.absolute())
+                chosen = dataclasses.replace(
+                    chosen, data=dataclasses.replace(chosen.data, path=path)
+                )
+            write_atomic(directory / rundir.CONFIG, chosen.to_toml())
+            return _run(directory, chosen, ready.log, ready.split, progress, resumed=False)
+
+
+def dry_run(
+    method: str,
+    data: Any,
+    out: str | Path,
+    *,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    sets: Iterable[str] | Mapping[str, Any] = (),
+    epochs: int | None = None,
+    max_steps: int | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    overwrite: bool = False,
+) -> str:
+    """What `train` with these arguments would do, as text; creates nothing.
+
+    Raises:
+        UsageError: as `train`.
+    """
+    flags = _flags(epochs, max_steps, device, seed)
+    with _prepared(method, data, out, preset, config, sets, flags, overwrite) as ready:
+        return plan(ready.config, ready.log, ready.split, _device(ready.config))
+
+
+def resume(out: str | Path, *, progress: bool | None = None) -> Run:
+    """Go on with an interrupted run; a finished one is returned as it is.
+
+    Raises:
+        UsageError: `out` holds no run, or its data has changed.
+        Interrupted: Ctrl-C; the state is saved.
+    """
+    directory = Path(out)
+    config = rundir.read_config(directory)
+    with rundir.locked(directory):
+        if (directory / rundir.RESULT).exists():
+            return Run(directory)
+        log = load_log(config, directory)
+        split = split_log(log, config.data.split)
+        return _run(directory, config, log, split, progress, resumed=True)
+
+
+def load(directory: str | Path) -> Run:
+    """A run by its directory, to look at, evaluate again or ask for recommendations.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    return Run(Path(directory))
+
+
+def recommend(
+    run: Run | str | Path, histories: Histories, k: int = 10, *, include_seen: bool = False
+) -> dict[str, list[tuple[str, float]]]:
+    """`Run.recommend` of a run or of the run in a directory."""
+    chosen = run if isinstance(run, Run) else load(run)
+    return chosen.recommend(histories, k, include_seen=include_seen)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """Checked arguments: all that `train` needs before it creates anything."""
+
+    config: Config
+    log: InteractionLog
+    split: Split
+    temporary: Path | None
+
+
+@contextlib.contextmanager
+def _prepared(
+    method: str,
+    data: Any,
+    out: str | Path,
+    preset: str | None,
+    config: str | Path | None,
+    sets: Iterable[str] | Mapping[str, Any],
+    flags: dict[str, Any],
+    overwrite: bool,
+) -> Iterator[_Ready]:
+    """Check everything; data that is no file becomes one, so that `resume` finds it again."""
+    with tempfile.TemporaryDirectory(prefix="seqrec-") as folder:
+        temporary = None
+        if not isinstance(data, (str, os.PathLike)):
+            temporary = Path(folder) / rundir.INTERACTIONS
+            write_parquet(read_log(data), temporary)
+        path = str(temporary or data)
+        if not _is_synthetic(path):
+            path = str(Path(path).absolute())
+        resolved = load_config(
+            method,
+            preset=None if preset is None else _preset_file(method, preset, path),
+            file=None if config is None else Path(config),
+            sets=sets,
+            flags={**flags, "data.path": path},
+        )
+        _device(resolved)
+        rundir.check_new(Path(out), overwrite)
+        log = read_data(resolved)
+        kept = dataclasses.replace(resolved.data, sha256=log.sha256)
+        split = split_log(log, kept.split)
+        yield _Ready(dataclasses.replace(resolved, data=kept), log, split, temporary)
+
+
+def _run(
+    directory: Path,
+    config: Config,
+    log: InteractionLog,
+    split: Split,
+    progress: bool | None,
+    resumed: bool,
+) -> Run:
+    device = _device(config)
+    shown = Progress(progress)
+    for note in log.notes:
+        shown.line(f"seqrec: {note}")
+    rundir.write_items(directory, log.items)
+    trainer = Trainer(directory, config, split, build(config, log.n_items), device, shown)
+    if resumed:
+        trainer.restore()
+    counters = trainer.counters
+    trainer.journal.write(
+        "resume" if resumed else "start",
+        epoch=counters.epoch,
+        step=counters.step,
+        commit=commit(),
+        versions=versions(),
+        hardware=hardware(device),
+    )
+    try:
+        trainer.run()
+    finally:
+        shown.close()
+    result = judged(directory, config, log, split, trainer.counters, device)
+    trainer.journal.write(
+        "end",
+        epoch=trainer.counters.epoch,
+        step=trainer.counters.step,
+        best_epoch=result["best_epoch"],
+        test=result["metrics"]["test"],
+    )
+    write_atomic(directory / rundir.RESULT, json.dumps(result, indent=1) + "\n")
+    return Run(directory)
+
+
+def _preset_file(method: str, name: str, path: str) -> Path:
+    """The preset's file; ``official`` and ``tuned`` go by the bytes of the data."""
+    if name not in FAMILIES or _is_synthetic(path):
+        return resolve_preset(method, name, "")
+    return resolve_preset(method, name, hashlib.sha256(read_bytes(path)).hexdigest())
+
+
+def _is_synthetic(path: str) -> bool:
+    return path.partition(":")[0] == "synthetic"
+
+
+def _flags(
+    epochs: int | None, max_steps: int | None, device: str | None, seed: int | None
+) -> dict[str, Any]:
+    return {
+        "training.epochs": epochs,
+        "training.max_steps": max_steps,
+        "training.device": device,
+        "training.seed": seed,
+    }
+
+
+def _device(config: Config) -> torch.device:
+    wanted = config.training.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "torch sees no CUDA device", "training.device = cuda", "`seqrec doctor` says why"
+        )
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)

@@ -1,0 +1,118 @@
+"""The run directory: who may write to it, and what stands in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from seqrec.config import Config
+from seqrec.errors import UsageError
+from seqrec.files import write_atomic
+
+CONFIG = "config.toml"
+ITEMS = "items.txt"
+LOG = "log.jsonl"
+RESULT = "result.json"
+INTERACTIONS = "interactions.parquet"  # only of a run on data that was no file
+_LOCK = ".lock"
+_FOLDERS = ("state", "ranks")
+_FILES = (CONFIG, ITEMS, LOG, RESULT, INTERACTIONS, "model.safetensors", _LOCK)
+
+
+def check_new(directory: Path, overwrite: bool) -> None:
+    """Refuse a directory that a new run must not write to.
+
+    Raises:
+        UsageError: it is a file, or it is not empty and `overwrite` is off, or it holds files that
+            are no run's.
+    """
+    where = f"--out {directory}"
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is a file", where, "name a new directory")
+    parent = next(path for path in directory.absolute().parents if path.exists())
+    if not parent.is_dir():
+        raise UsageError(f"{parent} is a file", where, "name a new directory")
+    if not directory.exists():
+        return
+    names = [path.name for path in directory.iterdir()]
+    foreign = [name for name in names if name not in _FILES + _FOLDERS and name[0] != "."]
+    if foreign:
+        raise UsageError(
+            f"{directory} holds files that are no run's, {foreign[0]!r} for one",
+            where,
+            "name a new or empty directory",
+        )
+    if set(names) - {_LOCK} and not overwrite:
+        raise UsageError(
+            f"{directory} is not empty",
+            where,
+            f"`seqrec resume {directory}` goes on with it, --overwrite starts anew",
+        )
+
+
+def clear(directory: Path) -> None:
+    """Remove a run's files, the configuration first: without it the rest is no run."""
+    for name in _FILES:
+        if name != _LOCK:
+            (directory / name).unlink(missing_ok=True)
+    for name in _FOLDERS:
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the directory against a second process.
+
+    The operating system drops the lock with the process, however it ends: none is ever stale.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    with (directory / _LOCK).open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                "another process is writing to this run", str(directory), "wait for it, or stop it"
+            ) from error
+        yield
+
+
+def read_config(directory: Path) -> Config:
+    """The run's configuration.
+
+    Raises:
+        UsageError: there is no run here, or its configuration is damaged.
+    """
+    path = directory / CONFIG
+    try:
+        return Config.from_toml(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise UsageError(
+            f"no run in {directory}: it has no {CONFIG}",
+            str(directory),
+            "name the directory that `seqrec train --out` was given",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", str(path), "restore it") from error
+
+
+def write_items(directory: Path, items: list[str]) -> None:
+    """External ids, one a line, in row order."""
+    write_atomic(directory / ITEMS, "".join(f"{item}\n" for item in items))
+
+
+def read_items(directory: Path) -> list[str]:
+    """External ids in row order."""
+    path = directory / ITEMS
+    try:
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"the item ids cannot be read: {error}",
+            str(path),
+            f"`seqrec resume {directory}` writes them again",
+        ) from error

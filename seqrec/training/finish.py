@@ -1,0 +1,76 @@
+"""The end of a run: the selected weights meet the test targets, once, and the result is written."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqrec.config import Config
+from seqrec.data.log import InteractionLog
+from seqrec.data.split import Split
+from seqrec.evaluation.judge import judge, judge_rulers, metrics_of
+from seqrec.evaluation.protocol import protocol_card
+from seqrec.evaluation.ranking import SEEN_RULES
+from seqrec.provenance import commit, hardware, versions
+from seqrec.training.model_file import read_model
+from seqrec.training.state import Counters
+
+
+def judged(
+    directory: Path,
+    config: Config,
+    log: InteractionLog,
+    split: Split,
+    counters: Counters,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Rank valid and test with the best weights, write ``ranks/``, and give ``result.json``.
+
+    The other seen rules go into ``also``: the same weights, another protocol.
+    """
+    begun = time.perf_counter()
+    method, _ = read_model(directory, config, split.n_items, device)
+    seen, ties = config.evaluation.seen, config.evaluation.ties
+    ranks = judge(method, config, split, device, (seen, *(r for r in SEEN_RULES if r != seen)))
+    for part, found in ranks[seen].items():
+        found.save(directory / "ranks" / f"{part}.npz")
+    rulers = judge_rulers(split, seen)
+    seconds = time.perf_counter() - begun
+    return {
+        "metrics": metrics_of(ranks[seen], config, ties),
+        "protocol": protocol_card(config, split),
+        "also": [
+            {
+                "protocol": protocol_card(config, split, seen=rule),
+                "metrics": metrics_of(found, config, ties),
+            }
+            for rule, found in ranks.items()
+            if rule != seen
+        ],
+        "baselines": {name: metrics_of(found, config, ties) for name, found in rulers.items()},
+        "data": {
+            "file": log.file,
+            "format": log.format,
+            "users": log.n_users,
+            "items": log.n_items,
+            "interactions": log.n_interactions,
+            "sha256": config.data.sha256,
+        },
+        "method": config.method.name,
+        "preset": config.preset.name or None,
+        "seed": config.training.seed,
+        "epochs_run": counters.epoch,
+        "best_epoch": counters.best_epoch,
+        "steps": counters.step,
+        "parameters": sum(p.numel() for p in method.parameters()),
+        "commit": commit(),
+        "timing": {
+            "train_seconds": round(counters.train_seconds, 3),
+            "evaluate_seconds": round(seconds, 3),
+        },
+        "versions": versions(),
+        "hardware": hardware(device),
+    }
