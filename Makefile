@@ -1,0 +1,37 @@
+# The torch that CI tests; the package takes torch >= 2.10. This pin lives here and nowhere else.
+TORCH  ?= torch==2.13.0
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed  ## train on a log whose best possible metrics are known, in minutes
+	$(BIN)/seqrec train sasrec --data synthetic --out runs/demo --overwrite
+
+test: $(VENV)/.installed  ## every test; `make test ARGS="-k config"` for some
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.linters  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed  ## benchmarks, each gated on a correct result
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find seqrec_kernels -name '_*.so' -delete
+
+# torch first, with what the build needs beside it: --no-build-isolation then builds the compiled
+# parts against this very torch. The stamp follows the files that decide what is installed.
+$(VENV)/.installed: pyproject.toml setup.py Makefile $(wildcard csrc/*.cpp csrc/*/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" pybind11 ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test]"
+	touch $@
+
+$(VENV)/.linters: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	touch $@
