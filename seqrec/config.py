@@ -347,16 +347,20 @@ class _Layers:
 
 
 def _unknown_key(name: str, where: str) -> UsageError:
-    """Names the nearest key: of the table, else by its last part in any table."""
+    """Names the nearest key of the same table, or of any where there is no such table."""
     table, _, leaf = name.rpartition(".")
-    own = [known for known in _KEYS if known.startswith(f"{table}.")] if table in _TABLES else []
-    leaves = {known.partition(".")[2]: known for known in _KEYS if known not in _RECORDED}
-    if not own and leaf in leaves:
-        return UsageError(f"unknown key {name!r}", where, f"did you mean {leaves[leaf]}?")
-    if table in _TABLES and not own:
-        return UsageError(f"unknown key {name!r}", where, f"[{table}] has no keys in this version")
-    if own:
-        return unknown("key", name, where, own, f"the keys of [{table}]")
-    close = nearest(name, list(leaves.values()))
-    mend = f"did you mean {close}?" if close else "`seqrec train --help` lists the keys"
+    known: dict[str, str] = {}  # by the last part, the first table winning
+    for dotted in _KEYS:
+        of, _, last = dotted.partition(".")
+        if dotted not in _RECORDED and (of == table or table not in _TABLES):
+            known.setdefault(last, dotted)
+    close = nearest(leaf, known)
+    if close:
+        mend = f"did you mean {known[close]}?"
+    elif table not in _TABLES:
+        mend = "`seqrec train --help` lists the keys"
+    elif known:
+        mend = f"the keys of [{table}]: {', '.join(known)}"
+    else:
+        mend = f"[{table}] has no keys in this version"
     return UsageError(f"unknown key {name!r}", where, mend)
