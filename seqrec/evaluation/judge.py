@@ -26,7 +26,6 @@ def judge(
     for part in PARTS:
         evaluator = Evaluator(
             getattr(split, part),
-            split.n_items,
             config.encoder.max_length,
             device,
             config.evaluation.batch,

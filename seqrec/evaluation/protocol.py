@@ -8,7 +8,7 @@ import numpy as np
 
 from seqrec.config import Config
 from seqrec.data.split import Split
-from seqrec.evaluation.ranking import in_input
+from seqrec.evaluation.misses import targets_in_input
 
 
 def protocol_card(
@@ -33,6 +33,6 @@ def protocol_card(
         "ties": ties,
         "select": config.evaluation.select,
         "users_evaluated": len(split.test.items),
-        "targets_in_input": int(in_input(split.test).sum()),
+        "targets_in_input": int(targets_in_input(split.test).sum()),
         "targets_never_trained": int((~trained[split.test.items]).sum()),
     }

@@ -17,13 +17,12 @@ import torch
 
 from seqrec.data.split import Jagged, Targets
 from seqrec.data.store import SequenceStore
+from seqrec.evaluation.misses import with_misses
 from seqrec.files import replacing
 from seqrec_kernels import Rank, SeenItems, catalog_rank, rank_metrics
 
 if TYPE_CHECKING:
     from seqrec.methods.base import Method
-
-SEEN_RULES = ("exclude", "include", "zero")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Ranks:
 
     Args:
         users: user rows.
-        greater: candidates that score higher than the target; a miss counts the whole catalogue.
+        greater: candidates that score higher than the target; :data:`MISS` for a miss.
         equal: candidates that tie with it.
     """
 
@@ -58,43 +57,29 @@ class Ranks:
             return Ranks(arrays["user"], arrays["greater"], arrays["equal"])
 
 
-def in_input(targets: Targets) -> np.ndarray:
-    """bool [B]: the target already stands in the user's input."""
-    repeated = np.repeat(targets.items, targets.inputs.lengths())
-    row = np.repeat(np.arange(len(targets.items)), targets.inputs.lengths())
-    found = np.zeros(len(targets.items), dtype=bool)
-    found[row[targets.inputs.values == repeated]] = True
-    return found
-
-
 class Evaluator:
     """Ranks the targets of one split under a method's scores.
 
     Args:
         targets: users, inputs and held-out items.
-        n_items: catalogue size V.
         max_length: events of an input that the encoder sees, the last ones.
         device: where the method lives.
         batch: users scored at a time.
     """
 
-    def __init__(
-        self, targets: Targets, n_items: int, max_length: int, device: torch.device, batch: int
-    ) -> None:
+    def __init__(self, targets: Targets, max_length: int, device: torch.device, batch: int) -> None:
         self.targets = targets
-        self.n_items = n_items
         self.max_length = max_length
         self.batch = batch
         self._store = SequenceStore(targets.inputs, device)
         self._wanted = torch.from_numpy(targets.items).to(device)
         self._seen = _seen_items(targets.inputs, device)
-        self._missed = in_input(targets)
 
     @torch.no_grad()
     def ranks(self, method: Method, rules: Sequence[str] = ("exclude",)) -> dict[str, Ranks]:
         """One :class:`Ranks` a seen rule; every user is encoded once.
 
-        Under ``exclude`` a target that the input holds is a miss: `recommend` could not show it.
+        Under ``exclude`` a target that the input holds is a miss (`with_misses`).
         """
         found: dict[str, list[Rank]] = {rule: [] for rule in rules}
         items = method.items()
@@ -118,10 +103,7 @@ class Evaluator:
     def _collect(self, rule: str, parts: list[Rank]) -> Ranks:
         greater = torch.cat([part.greater for part in parts]).cpu().numpy()
         equal = torch.cat([part.equal for part in parts]).cpu().numpy()
-        if rule == "exclude":
-            greater = np.where(self._missed, self.n_items, greater)
-            equal = np.where(self._missed, 0, equal)
-        return Ranks(self.targets.users, greater, equal)
+        return Ranks(self.targets.users, *with_misses(greater, equal, self.targets, rule))
 
 
 def _seen_items(inputs: Jagged, device: torch.device) -> SeenItems:

@@ -13,7 +13,7 @@ from seqrec.data.log import InteractionLog
 from seqrec.data.split import Split
 from seqrec.evaluation.judge import judge, judge_rulers, metrics_of
 from seqrec.evaluation.protocol import protocol_card
-from seqrec.evaluation.ranking import SEEN_RULES
+from seqrec.evaluation.rulers import SEEN_RULES
 from seqrec.provenance import commit, hardware, versions
 from seqrec.training.model_file import read_model
 from seqrec.training.state import Counters

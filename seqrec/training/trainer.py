@@ -60,7 +60,7 @@ class Trainer:
         self.counters = Counters()
         self.store = SequenceStore(split.train, device)
         self.validation = Evaluator(
-            split.valid, split.n_items, config.encoder.max_length, device, config.evaluation.batch
+            split.valid, config.encoder.max_length, device, config.evaluation.batch
         )
         self.item_counts = torch.from_numpy(
             np.bincount(split.train.values, minlength=split.n_items).astype(np.int64)
