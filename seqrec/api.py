@@ -21,7 +21,7 @@ from seqrec.data.export import write_parquet
 from seqrec.data.log import InteractionLog, read_log
 from seqrec.data.sources import read_bytes
 from seqrec.data.split import Split, split_log
-from seqrec.errors import UsageError
+from seqrec.errors import Interrupted, UsageError
 from seqrec.files import write_atomic
 from seqrec.methods import build
 from seqrec.preset import FAMILIES, resolve_preset
@@ -222,9 +222,13 @@ def _run(
     )
     try:
         trainer.run()
+        result = judged(directory, config, log, split, trainer.counters, device)
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:  # a second Ctrl-C, or one while the result was made
+        raise Interrupted(directory) from None
     finally:
         shown.close()
-    result = judged(directory, config, log, split, trainer.counters, device)
     trainer.journal.write(
         "end",
         epoch=trainer.counters.epoch,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -13,16 +12,12 @@ class Interruption:
     """While entered, the first signal sets `requested`; the second stops at once.
 
     Outside the main thread Python installs no handlers, and signals keep their meaning.
-
-    Args:
-        notify: called at the first signal.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, notify: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.requested = False
-        self._notify = notify
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -43,5 +38,5 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
+        # nothing is printed here: the signal may have come in the middle of a print
         self.requested = True
-        self._notify()

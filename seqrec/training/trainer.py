@@ -91,7 +91,7 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM; the state is saved.
             UsageError: the loss is no longer a number.
         """
-        with Interruption(lambda: self.progress.line("stopping after this step ...")) as stop:
+        with Interruption() as stop:
             while not self.counters.finished:
                 self._epoch(stop)
         return self.counters
