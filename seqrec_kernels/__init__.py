@@ -1,0 +1,27 @@
+"""Fused losses and retrieval operators for recommenders, for plain PyTorch.
+
+Losses never build a ``batch x catalogue`` tensor and ranking never builds a score matrix. Importing
+this package needs torch alone: no compiler, no triton, no GPU.
+"""
+
+from __future__ import annotations
+
+from seqrec_kernels import nn
+from seqrec_kernels.backend import backend
+from seqrec_kernels.ops.catalog_cross_entropy import catalog_cross_entropy
+from seqrec_kernels.ops.catalog_rank import catalog_rank
+from seqrec_kernels.ops.catalog_rank.metrics import rank_metrics
+from seqrec_kernels.ops.catalog_topk import catalog_topk
+from seqrec_kernels.types import Rank, SeenItems, TopK
+
+__all__ = [
+    "Rank",
+    "SeenItems",
+    "TopK",
+    "backend",
+    "catalog_cross_entropy",
+    "catalog_rank",
+    "catalog_topk",
+    "nn",
+    "rank_metrics",
+]

@@ -1,0 +1,307 @@
+"""Argument checks and the question how a call reaches its implementation.
+
+Shapes, dtypes, devices and Python numbers are checked on every call: ``TypeError`` or
+``ValueError`` naming argument and value. Values of ids and offsets (``IndexError``) are read where
+that costs nothing, on the CPU in eager mode; ``SEQREC_CHECK_IDS=1`` reads them on other devices and
+inside compiled graphs too, which waits for the device. A stream capture is never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.overrides import _get_current_function_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from seqrec_kernels.types import SeenItems
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+REDUCTIONS = ("mean", "sum", "none")
+
+_check_ids_everywhere = os.environ.get("SEQREC_CHECK_IDS", "") not in ("", "0")
+
+
+# ---- tensors -------------------------------------------------------------------------------------
+
+
+def tensor(name: str, value: object) -> Tensor:
+    """``value`` as the dense tensor it has to be."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    # by name: asking torch.distributed for its class would import it
+    if type(value).__name__ == "DTensor":
+        raise TypeError(f"{name} is a DTensor; pass the local tensor, or gather it first")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, not {value.layout}")
+    return value
+
+
+def matrices(queries: object, items: object) -> tuple[Tensor, Tensor]:
+    """The two operands of a score product, ``[M, D]`` and ``[V, D]``."""
+    q, e = tensor("queries", queries), tensor("items", items)
+    for name, value in (("queries", q), ("items", e)):
+        if value.dtype not in FLOATS:
+            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {value.dtype}")
+        if value.dim() != 2:
+            raise ValueError(f"{name} must have two dimensions, not shape {tuple(value.shape)}")
+    if q.dtype != e.dtype:
+        raise TypeError(f"queries are {q.dtype} but items are {e.dtype}; they must share one dtype")
+    same_device("items", e, q)
+    if q.shape[1] != e.shape[1]:
+        raise ValueError(
+            f"queries have width {q.shape[1]} but items have width {e.shape[1]}; they must be equal"
+        )
+    return q, e
+
+
+def same_device(name: str, value: Tensor, queries: Tensor) -> None:
+    if value.device != queries.device:
+        raise ValueError(f"{name} is on {value.device} but queries are on {queries.device}")
+
+
+def int64(name: str, value: object, queries: Tensor) -> Tensor:
+    """An id tensor on the queries' device."""
+    ids = tensor(name, value)
+    if ids.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, not {ids.dtype}")
+    same_device(name, ids, queries)
+    return ids
+
+
+def targets(value: object, queries: Tensor) -> Tensor:
+    """Targets ``[M]`` or ``[M, T]`` of ``M`` queries."""
+    ids = int64("targets", value, queries)
+    if ids.dim() not in (1, 2) or ids.shape[0] != queries.shape[0]:
+        rows = queries.shape[0]
+        raise ValueError(f"targets must be [{rows}] or [{rows}, T], not {tuple(ids.shape)}")
+    return ids
+
+
+def item_bias(value: object, queries: Tensor, items: Tensor) -> Tensor | None:
+    """A bias a row of ``items``: float32 ``[V]``, float64 beside float64 queries."""
+    if value is None:
+        return None
+    bias = tensor("item_bias", value)
+    expected = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    if bias.dtype != expected:
+        raise TypeError(
+            f"item_bias must be {expected} beside queries of {queries.dtype}, not {bias.dtype}"
+        )
+    if bias.shape != (items.shape[0],):
+        raise ValueError(f"item_bias must be [{items.shape[0]}], not {tuple(bias.shape)}")
+    same_device("item_bias", bias, queries)
+    return bias
+
+
+def seen_items(value: object, queries: Tensor) -> SeenItems | None:
+    """Shapes and dtypes of a ``SeenItems`` for the rows of ``queries``."""
+    if value is None:
+        return None
+    if not isinstance(value, SeenItems):
+        raise TypeError(f"seen must be a SeenItems, not {type(value).__name__}")
+    offsets = int64("seen.offsets", value.offsets, queries)
+    ids = int64("seen.ids", value.ids, queries)
+    for name, part in (("seen.offsets", offsets), ("seen.ids", ids)):
+        if part.dim() != 1:
+            raise ValueError(f"{name} must have one dimension, not shape {tuple(part.shape)}")
+    if offsets.shape[0] < 1:
+        raise ValueError("seen.offsets is empty; it must hold U + 1 numbers")
+    users, batch = offsets.shape[0] - 1, queries.shape[0]
+    if value.rows is None:
+        if users != batch:
+            raise ValueError(
+                f"seen holds {users} rows but queries {batch}; give seen.rows or one row a query"
+            )
+        return value
+    rows = int64("seen.rows", value.rows, queries)
+    if rows.shape != (batch,):
+        raise ValueError(f"seen.rows must be [{batch}], not {tuple(rows.shape)}")
+    return value
+
+
+# ---- Python numbers ------------------------------------------------------------------------------
+
+
+def integer(name: str, value: object, low: int, high: int | None = None) -> int:
+    """A Python int in ``[low, high)``."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < low or (high is not None and value >= high):
+        allowed = f"at least {low}" if high is None else f"in [{low}, {high})"
+        raise ValueError(f"{name} is {value}; it must be {allowed}")
+    return int(value)
+
+
+def number(name: str, value: object) -> float:
+    """A Python float that is not NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+        raise TypeError(f"{name} must be a float, not {type(value).__name__}")
+    if math.isnan(value):
+        raise ValueError(f"{name} is nan; it must be a number")
+    return float(value)
+
+
+def temperature(value: object) -> float:
+    """A finite Python float above 0."""
+    t = number("temperature", value)
+    if not 0.0 < t < math.inf:
+        raise ValueError(f"temperature is {value}; it must be above 0 and finite")
+    return t
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
+    """One of a few words."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+    return str(value)
+
+
+# ---- how a call runs -----------------------------------------------------------------------------
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """Whether a call may skip torch's dispatcher (it costs more than a small operator).
+
+    It may in plain eager mode: nothing is being compiled, no dispatch or function mode watches, no
+    function transform (``torch.func``) is open and no argument is a tensor subclass.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if _get_current_dispatch_mode() is not None or _get_current_function_mode() is not None:
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+
+
+def _reads_values(*tensors: Tensor) -> bool:
+    """Whether the host may look into id tensors now."""
+    if torch.compiler.is_compiling():
+        return False
+    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+        return False  # a fake tensor has no values
+    kind = tensors[0].device.type
+    if kind == "cpu":
+        return True
+    if kind == "cuda" and torch.cuda.is_current_stream_capturing():
+        return False
+    return _check_ids_everywhere and kind != "meta"
+
+
+def _raise_ids(name: str, ids: Tensor, low: int, high: int, empty: bool) -> None:
+    """IndexError with the first id outside [low, high); ``empty`` lets -1 pass."""
+    wrong = (ids < low) | (ids >= high)
+    if empty:
+        wrong &= ids != -1
+    if bool(wrong.any()):
+        place = wrong.nonzero()[0].tolist()
+        value = int(ids[tuple(place)])
+        also = " or -1" if empty else ""
+        raise IndexError(f"{name}{place} is {value}; it must be in [{low}, {high}){also}")
+
+
+def _raise_seen(offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -> None:
+    """IndexError for a CSR that points outside itself or the item table.
+
+    All offsets and rows are read; of the ids those of the rows in use, so that a batch of a large
+    data set costs what the batch holds.
+    """
+    ends = offsets[1:]
+    if bool((offsets[:1] != 0).any()) or bool((ends < offsets[:-1]).any()):
+        raise IndexError("seen.offsets must start at 0 and never fall")
+    if int(offsets[-1]) > ids.shape[0]:
+        raise IndexError(
+            f"seen.offsets end at {int(offsets[-1])} but seen.ids hold {ids.shape[0]}"
+        )
+    if rows is None:
+        used = ids[: int(offsets[-1])]
+    else:
+        _raise_ids("seen.rows", rows, 0, ends.shape[0], empty=False)
+        used = ids[entries_of(offsets, rows)[1]]
+    _raise_ids("seen.ids", used, 0, items, empty=False)
+
+
+def entries_of(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Batch row and place in ``ids`` of every CSR entry of ``rows`` (its size is data: it syncs)."""
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    owner = torch.repeat_interleave(torch.arange(rows.shape[0], device=rows.device), lengths)
+    before = lengths.cumsum(0) - lengths
+    within = torch.arange(owner.shape[0], device=rows.device) - before[owner]
+    return owner, starts[owner] + within
+
+
+@torch.library.custom_op("seqrec_kernels::checked_ids", mutates_args=())
+def _checked_ids(name: str, ids: Tensor, low: int, high: int, empty: bool) -> Tensor:
+    """The check inside a compiled graph; the copy it returns keeps it from being removed."""
+    if not (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
+        _raise_ids(name, ids, low, high, empty)
+    return ids.clone()
+
+
+@_checked_ids.register_fake
+def _(name: str, ids: Tensor, low: int, high: int, empty: bool) -> Tensor:
+    return torch.empty_like(ids)
+
+
+@torch.library.custom_op("seqrec_kernels::checked_seen", mutates_args=())
+def _checked_seen(offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -> Tensor:
+    if not (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
+        _raise_seen(offsets, ids, rows, items)
+    return ids.clone()
+
+
+@_checked_seen.register_fake
+def _(offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -> Tensor:
+    return torch.empty_like(ids)
+
+
+def id_values(name: str, ids: Tensor, low: int, high: int, empty: bool = True) -> Tensor:
+    """``ids``, after a look at their values where the host may have one.
+
+    Raises:
+        IndexError: an id outside ``[low, high)``, -1 excepted where ``empty`` allows it.
+    """
+    if _reads_values(ids):
+        _raise_ids(name, ids, low, high, empty)
+    elif _check_ids_everywhere and torch.compiler.is_compiling():
+        return _checked_ids(name, ids, low, high, empty)
+    return ids
+
+
+def seen_values(seen: SeenItems | None, items: int) -> SeenItems | None:
+    """``seen``, after a look at its values where the host may have one.
+
+    Raises:
+        IndexError: offsets that fall or leave ``ids``, rows or ids out of range.
+    """
+    if seen is None:
+        return None
+    if _reads_values(*(part for part in seen if part is not None)):
+        _raise_seen(*seen, items)
+    elif _check_ids_everywhere and torch.compiler.is_compiling():
+        return seen._replace(ids=_checked_seen(*seen, items))
+    return seen
+
+
+# ---- precision -----------------------------------------------------------------------------------
+
+
+def autocast(*matrices: Tensor) -> tuple[Tensor, ...]:
+    """``matrices`` as ``torch.mm`` would get them under the autocast in force, if any."""
+    kind = matrices[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return matrices
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(m if m.dtype == torch.float64 else m.to(dtype) for m in matrices)
+
+
+def no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Products inside choose their own precision, whatever autocast is in force outside."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

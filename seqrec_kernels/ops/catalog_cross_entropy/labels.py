@@ -1,0 +1,57 @@
+"""Sparse soft labels in one form, for every implementation of the loss."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Problem(NamedTuple):
+    """One call: the arguments as checked, targets and weights not yet brought into one form."""
+
+    queries: Tensor  # [M, D]
+    items: Tensor  # [V, D]
+    targets: Tensor  # int64 [M] or [M, T]
+    weights: Tensor | None  # shape of targets
+    item_bias: Tensor | None  # [V]
+    first_item: int
+    temperature: float
+    reduction: str
+
+
+class Labels(NamedTuple):
+    """Targets and weights as matrices over the items that take part (``first_item`` is column 0)."""
+
+    columns: Tensor  # int64 [M, T], 0 in empty slots
+    weights: Tensor  # [M, T], 0 in empty slots
+    mass: Tensor  # [M], sum of the row's weights
+    scale: Tensor  # [M], d(reduced loss) / d(loss of the row)
+    wrong: Tensor  # bool [M], a target out of range: the row's loss is NaN
+
+
+def labels_of(problem: Problem, dtype: torch.dtype) -> Labels:
+    """The labels of ``problem`` with weights, mass and scale in ``dtype``.
+
+    A slot with an id out of range is treated as empty, so that nothing reads outside the table; its
+    row is marked in ``wrong``. A row counts when it has a filled slot, whatever its weights.
+    """
+    targets = problem.targets.view(problem.targets.shape[0], -1) if problem.targets.dim() == 1 else (
+        problem.targets
+    )
+    in_range = (targets >= problem.first_item) & (targets < problem.items.shape[0])
+    wrong = ((targets != -1) & ~in_range).any(1)
+    columns = torch.where(in_range, targets - problem.first_item, 0)
+    filled = in_range.to(dtype)
+    if problem.weights is None:
+        weights = filled / filled.sum(1, keepdim=True).clamp(min=1)
+    else:
+        # where, not a product: what stands in an empty slot may be NaN
+        weights = torch.where(in_range, problem.weights.detach().view_as(targets).to(dtype), 0)
+    counts = (targets != -1).any(1).to(dtype)
+    if problem.reduction == "mean":
+        scale = counts / counts.sum().clamp(min=1)
+    else:
+        scale = counts
+    return Labels(columns, weights, weights.sum(1), scale, wrong)
