@@ -15,7 +15,7 @@ import polars as pl
 
 from seqrec.data import tables
 from seqrec.data.events import Events, number_names
-from seqrec.data.text import Words, check_text, first_line, place, split_words
+from seqrec.data.text import Words, check_text, place, split_words
 from seqrec.errors import UsageError
 
 FORMATS = ("lines", "pairs", "inter", "csv", "parquet")
