@@ -73,8 +73,7 @@ def best_possible(source: str, targets: Targets, ks: Sequence[int]) -> BestPossi
         variance[block] = best @ gain**2 - expected[block] ** 2
         target = likely[np.arange(len(rows)), targets.items[rows]][:, None]
         greater[block] = (likely > target).sum(axis=1)
-        # an item the user has had is no candidate: it is level with nothing, even with a target
-        # that cannot come next
+        # an item the user has had is no candidate, so probability 0 is level with nothing
         equal[block] = ((likely == target) & (likely > 0)).sum(axis=1) - (target[:, 0] > 0)
     everyone = len(chosen) == len(targets.items)
     spread = expected.std(axis=0) / math.sqrt(len(chosen))

@@ -1,7 +1,7 @@
 """A log drawn from a known law, so that the best possible ranker is known too.
 
-Item v has a group (v mod groups), a popularity 1 / (rank in group + 5) there, rank = v // groups,
-and five successors drawn uniformly (weights 1/2 1/4 1/8 1/16 1/16; one drawn twice adds up). A user
+Item v has a group (v mod groups), a popularity 1 / (rank in group + 5) there, the ranks 1, 2, ..
+in the order of v, and five successors drawn uniformly (weights 1/2 1/4 1/8 1/16 1/16; one drawn twice adds up). A user
 has one hidden group, uniform, and 5 + Geometric(mean 5; at least 1) events, at most 50 and at most
 as many as there are items. The first event is from the group by popularity; each next one is, with
 probability .5 a successor of the last, .35 from the group, .15 uniform over the catalogue, drawn
@@ -102,9 +102,9 @@ class World:
         words = philox(s.seed, np.arange(s.items)[:, None], place, _SUCCESSORS)
         self.successors = _choice(words[0], s.items)
         # the cumulative weights of the larger groups; a smaller group stops one item earlier
-        self._weights = np.cumsum(1.0 / (np.arange(-(-s.items // s.groups)) + 5))
-        rank, group = np.divmod(np.arange(s.items), s.groups)
-        self.popularity = 1.0 / (rank + 5) / self._weights[self._group_size(group) - 1]
+        self._weights = np.cumsum(1.0 / (np.arange(1, -(-s.items // s.groups) + 1) + 5))
+        before, group = np.divmod(np.arange(s.items), s.groups)
+        self.popularity = 1.0 / (before + 1 + 5) / self._weights[self._group_size(group) - 1]
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
         """A log: offsets int64 [users + 1] and items int64 [N]."""
@@ -133,11 +133,13 @@ class World:
         """
         s = self.specification
         rows = np.arange(len(groups))
-        mixture = np.full((len(groups), s.items), FROM_CATALOGUE / s.items)
-        for offset in range(-(-s.items // s.groups)):
-            member = groups + offset * s.groups
-            inside = member < s.items
-            mixture[rows[inside], member[inside]] += FROM_GROUP * self.popularity[member[inside]]
+        # whole groups: item v stands at [v // groups, v mod groups], places past the last are cut
+        ranks = len(self._weights)
+        popularity = np.zeros(ranks * s.groups)
+        popularity[: s.items] = self.popularity
+        table = np.full((len(groups), ranks, s.groups), FROM_CATALOGUE / s.items)
+        table[rows, :, groups] += FROM_GROUP * popularity.reshape(ranks, s.groups).T[groups]
+        mixture = table.reshape(len(groups), ranks * s.groups)[:, : s.items]
         for place, weight in enumerate(SUCCESSOR_WEIGHTS):
             mixture[rows, self.successors[last, place]] += FROM_SUCCESSORS * weight
         return mixture
@@ -149,8 +151,8 @@ class World:
         s = self.specification
         words = philox(s.seed, users, place * _ATTEMPTS + attempt, _EVENTS)
         size = self._group_size(group)
-        rank = np.searchsorted(self._weights, _unit(words[1]) * self._weights[size - 1], "right")
-        from_group = group + np.minimum(rank, size - 1) * s.groups
+        before = np.searchsorted(self._weights, _unit(words[1]) * self._weights[size - 1], "right")
+        from_group = group + np.minimum(before, size - 1) * s.groups
         if place == 0:
             return from_group
         successor = np.searchsorted(np.cumsum(SUCCESSOR_WEIGHTS), _unit(words[1]), side="right")
