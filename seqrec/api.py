@@ -21,7 +21,7 @@ from seqrec.data.export import write_parquet
 from seqrec.data.log import InteractionLog, read_log
 from seqrec.data.sources import read_bytes
 from seqrec.data.split import Split, split_log
-from seqrec.errors import Interrupted, UsageError
+from seqrec.errors import Interrupted, LeakError, UsageError
 from seqrec.files import write_atomic
 from seqrec.methods import build
 from seqrec.preset import FAMILIES, resolve_preset
@@ -73,23 +73,26 @@ def train(
     Raises:
         UsageError: a mistake in arguments, configuration or data; nothing was created.
         Interrupted: Ctrl-C; the state is saved and `resume` goes on.
+        LeakError: a synthetic log's metrics are better than is possible; `out` holds the result.
     """
     flags = _flags(epochs, max_steps, device, seed)
     with _prepared(method, data, out, preset, config, sets, flags, overwrite) as ready:
         directory = Path(out)
-        directory.mkdir(parents=True, exist_ok=True)
+        rundir.create(directory)
         with rundir.locked(directory):
+            rundir.check_new(directory, overwrite)  # another process may have been faster
             rundir.clear(directory)
-            chosen = ready.config
+            chosen, log = ready.config, ready.log
             if ready.temporary is not None:
                 kept = directory / rundir.INTERACTIONS
                 shutil.copyfile(ready.temporary, kept)
                 path = str(kept.absolute())
+                log = dataclasses.replace(log, file=path)
                 chosen = dataclasses.replace(
                     chosen, data=dataclasses.replace(chosen.data, path=path)
                 )
             write_atomic(directory / rundir.CONFIG, chosen.to_toml())
-            return _run(directory, chosen, ready.log, ready.split, progress, resumed=False)
+            return _run(directory, chosen, log, ready.split, progress, resumed=False)
 
 
 def dry_run(
@@ -192,6 +195,12 @@ def _prepared(
         log = read_data(resolved)
         kept = dataclasses.replace(resolved.data, sha256=log.sha256)
         split = split_log(log, kept.split)
+        if split.train.lengths().max() < 2:
+            raise UsageError(
+                "nothing to train on: no user has two training events",
+                log.file,
+                "a log with longer histories is needed",
+            )
         yield _Ready(dataclasses.replace(resolved, data=kept), log, split, temporary)
 
 
@@ -237,6 +246,8 @@ def _run(
         test=result["metrics"]["test"],
     )
     write_atomic(directory / rundir.RESULT, json.dumps(result, indent=1) + "\n")
+    if result.get("leak"):
+        raise LeakError(result["leak"])
     return Run(directory)
 
 

@@ -19,7 +19,7 @@ from importlib import metadata
 from typing import NoReturn
 
 from seqrec.commands import COMMANDS, EXIT_CODES
-from seqrec.errors import Interrupted, UsageError
+from seqrec.errors import Interrupted, LeakError, UsageError
 from seqrec.keys import nearest, unknown
 
 
@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("stopped by Ctrl-C")
         return 130
+    except LeakError as error:
+        _say(str(error))
+        return 1
     except BrokenPipeError:
         # whoever read our output has seen enough; without this the interpreter complains at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

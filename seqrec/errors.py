@@ -37,3 +37,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, directory: Path) -> None:
         super().__init__(f"stopped, state saved in {directory}")
         self.directory = directory
+
+
+class LeakError(RuntimeError):
+    """Metrics better than possible on a synthetic log: held-out events have reached the weights."""

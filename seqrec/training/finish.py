@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from seqrec.config import Config
+from seqrec.data.best_possible import best_possible, leak
 from seqrec.data.log import InteractionLog
 from seqrec.data.split import Split
 from seqrec.evaluation.judge import judge, judge_rulers, metrics_of
 from seqrec.evaluation.protocol import protocol_card
+from seqrec.evaluation.ranking import Ranks
 from seqrec.evaluation.rulers import SEEN_RULES
 from seqrec.provenance import commit, hardware, versions
 from seqrec.training.model_file import read_model
@@ -38,8 +40,7 @@ def judged(
     for part, found in ranks[seen].items():
         found.save(directory / "ranks" / f"{part}.npz")
     rulers = judge_rulers(split, seen)
-    seconds = time.perf_counter() - begun
-    return {
+    result = {
         "metrics": metrics_of(ranks[seen], config, ties),
         "protocol": protocol_card(config, split),
         "also": [
@@ -67,10 +68,25 @@ def judged(
         "steps": counters.step,
         "parameters": sum(p.numel() for p in method.parameters()),
         "commit": commit(),
-        "timing": {
-            "train_seconds": round(counters.train_seconds, 3),
-            "evaluate_seconds": round(seconds, 3),
-        },
         "versions": versions(),
         "hardware": hardware(device),
+    }
+    if log.format == "synthetic":
+        result |= _against_the_best(config, split, result["metrics"]["test"])
+    result["timing"] = {
+        "train_seconds": round(counters.train_seconds, 3),
+        "evaluate_seconds": round(time.perf_counter() - begun, 3),
+    }
+    return result
+
+
+def _against_the_best(config: Config, split: Split, metrics: dict[str, float]) -> dict[str, Any]:
+    """What only a synthetic log can tell: how far from the best possible the figures are."""
+    best = best_possible(config.data.path, split.test, config.evaluation.ks)
+    oracle = Ranks(best.users, best.greater, best.equal)
+    return {
+        "best_possible": {"test": best.metrics},
+        "best_possible_error": {"test": best.error},
+        "oracle": {"test": oracle.metrics(config.evaluation.ks, config.evaluation.ties)},
+        "leak": leak(metrics, best),
     }
