@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from seqrec.data.philox import permutation
 from seqrec.data.split import Jagged, Targets
@@ -67,8 +68,9 @@ def best_possible(source: str, targets: Targets, ks: Sequence[int]) -> BestPossi
     for start in range(0, len(chosen), turn):
         rows = chosen[start : start + turn]
         block = slice(start, start + len(rows))
-        likely = probabilities(world, [targets.inputs.row(row) for row in rows])
-        best = -np.sort(-_largest(likely, gain.shape[0]), axis=1)
+        likely = probabilities(world, targets.inputs.take(rows))
+        # numpy's partition takes a hundred times as long where most values are equal
+        best = torch.topk(torch.from_numpy(likely), gain.shape[0]).values.numpy()
         expected[block] = best @ gain
         variance[block] = best @ gain**2 - expected[block] ** 2
         target = likely[np.arange(len(rows)), targets.items[rows]][:, None]
@@ -87,19 +89,20 @@ def best_possible(source: str, targets: Targets, ks: Sequence[int]) -> BestPossi
     )
 
 
-def probabilities(world: World, histories: Sequence[np.ndarray]) -> np.ndarray:
+def probabilities(world: World, histories: Jagged) -> np.ndarray:
     """P(v | history) for every item: float64 [B, items], 0 for the items of the history.
 
     Args:
         world: the law.
-        histories: B arrays of at least one item, beginning with the user's first event.
+        histories: B rows of at least one item, beginning with the user's first event.
     """
-    past = Jagged.from_lists([list(history) for history in histories])
-    first, last = past.values[past.offsets[:-1]], past.values[past.offsets[1:] - 1]
+    first = histories.values[histories.offsets[:-1]]
+    last = histories.values[histories.offsets[1:] - 1]
     likely = world.step(first % world.specification.groups, last)
-    likely[past.row_of_values(), past.values] = 0
+    likely[histories.row_of_values(), histories.values] = 0
     total = likely.sum(axis=1, keepdims=True)
-    return likely / np.where(total > 0, total, 1)
+    likely /= np.where(total > 0, total, 1)
+    return likely
 
 
 def leak(metrics: Mapping[str, float], best: BestPossible) -> str | None:
@@ -133,13 +136,6 @@ def _gains(ks: Sequence[int], n_items: int) -> dict[str, np.ndarray]:
     ):
         gains |= {f"{name}@{k}": np.where(place <= k, worth, 0.0) for k in ks}
     return gains
-
-
-def _largest(values: np.ndarray, k: int) -> np.ndarray:
-    """The k largest of every row, in any order."""
-    if k >= values.shape[1]:
-        return values
-    return np.partition(values, values.shape[1] - k, axis=1)[:, -k:]
 
 
 def _named(names: Mapping[str, np.ndarray], values: np.ndarray) -> dict[str, float]:

@@ -45,6 +45,10 @@ class Jagged:
         """The row every value stands in, int64 [N]."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths())
 
+    def take(self, rows: np.ndarray) -> Jagged:
+        """The rows of these numbers (int64 [b], may repeat), in their order."""
+        return _pieces(self.values, self.offsets[:-1][rows], self.offsets[1:][rows])
+
     @classmethod
     def from_lists(cls, rows: list[list[int]]) -> Jagged:
         """From Python lists, for small things and tests."""
@@ -116,25 +120,25 @@ def leave_one_out(log: InteractionLog) -> Split:
             log.file,
             "leave-one-out needs users with 3 events or more",
         )
-    held_out = np.where(lengths >= 3, 2, 0)
-    last = log.offsets[1:][evaluated] - 1
+    starts, ends = log.offsets[:-1], log.offsets[1:]
+    first, last = starts[evaluated], ends[evaluated] - 1
+    items = log.item_rows
     return Split(
         name="leave-one-out",
-        train=_prefixes(log, np.arange(log.n_users, dtype=np.int64), log.offsets[1:] - held_out),
-        valid=Targets(evaluated, _prefixes(log, evaluated, last - 1), log.item_rows[last - 1]),
-        test=Targets(evaluated, _prefixes(log, evaluated, last), log.item_rows[last]),
+        train=_pieces(items, starts, ends - np.where(lengths >= 3, 2, 0)),
+        valid=Targets(evaluated, _pieces(items, first, last - 1), items[last - 1]),
+        test=Targets(evaluated, _pieces(items, first, last), items[last]),
         n_items=log.n_items,
         users_not_evaluated=log.n_users - len(evaluated),
     )
 
 
-def _prefixes(log: InteractionLog, users: np.ndarray, ends: np.ndarray) -> Jagged:
-    """The events of each of ``users`` up to, not including, place ``ends`` of the log."""
-    starts = log.offsets[:-1][users]
-    offsets = np.zeros(len(users) + 1, dtype=np.int64)
+def _pieces(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Jagged:
+    """values[start:end] for every pair, as rows."""
+    offsets = np.zeros(len(starts) + 1, dtype=np.int64)
     np.cumsum(ends - starts, out=offsets[1:])
     places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
-    return Jagged(offsets, log.item_rows[places])
+    return Jagged(offsets, values[places])
 
 
 # Name -> what cuts. The order is the order in which error messages list them.

@@ -67,11 +67,9 @@ class Popularity:
         greater = np.empty(len(targets.items), dtype=np.int64)
         equal = np.empty(len(targets.items), dtype=np.int64)
         for start, end in self._turns(targets.inputs):
-            offsets = targets.inputs.offsets[start : end + 1]
-            block = Jagged(offsets - offsets[0], targets.inputs.values[offsets[0] : offsets[-1]])
-            greater[start:end], equal[start:end] = self._rank_block(
-                block, targets.items[start:end], seen
-            )
+            block = targets.inputs.take(np.arange(start, end))
+            ranks = self._rank_block(block, targets.items[start:end], seen)
+            greater[start:end], equal[start:end] = ranks
         return with_misses(greater, equal, targets, seen)
 
     def top(self, k: int, exclude: list[int]) -> list[tuple[int, float]]:
