@@ -1,18 +1,18 @@
 """The last step of a run on disk: two generations, each whole or not there.
 
-    state/step-000001234/tensors.safetensors    weights and optimizer moments
-                         best.safetensors       the best weights so far, model.safetensors' bytes
-                         counters.json          where the run stands; sha256 of the two files
+    state/step-000001234-epoch-00012/tensors.safetensors    weights and optimizer moments
+                                     best.safetensors       the best weights so far
+                                     counters.json          where the run stands; both sha256
 
 A generation is written under another name, flushed to disk and renamed; then the one before the
 previous is removed.  `load` takes the newest whose digests agree, so a damaged one costs the steps
-since the generation before it and nothing else.
+since the generation before it and nothing else.  No two files share their bytes on disk (they are
+copies, not links), or one bad sector could take both generations.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seqrec.files import rename_directory, sha256_file
+from seqrec.files import rename_directory, sha256_file, write_atomic
 
 GENERATIONS = 2
 
@@ -61,23 +61,26 @@ class StateStore:
 
     def save(self, tensors: dict[str, Tensor], counters: Counters) -> None:
         """Write a generation; `model.safetensors` as it is now belongs to it."""
-        name = f"step-{counters.step:09d}"
-        if counters.finished:
-            name += "-finished"
+        # the last step of an epoch has two states, before and after the validation
+        name = f"step-{counters.step:09d}-epoch-{counters.epoch:05d}"
+        for torn in self.folder.glob(".step-*.tmp"):  # a process was killed while it wrote
+            shutil.rmtree(torn)
         temporary = self.folder / f".{name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / "tensors.safetensors")
         digests = {"tensors.safetensors": sha256_file(temporary / "tensors.safetensors")}
         if counters.best_epoch:
-            _link(self.model, temporary / "best.safetensors")
+            shutil.copyfile(self.model, temporary / "best.safetensors")
             digests["best.safetensors"] = sha256_file(temporary / "best.safetensors")
         content = {"counters": asdict(counters), "sha256": digests}
         (temporary / "counters.json").write_text(json.dumps(content, indent=1) + "\n")
         target = self.folder / name
-        shutil.rmtree(target, ignore_errors=True)  # the same step, from before a fall-back
+        shutil.rmtree(target, ignore_errors=True)  # damaged, from before a fall-back
         rename_directory(temporary, target)
-        for old in self._generations()[:-GENERATIONS]:
+        generations = self._generations()
+        newest = generations.index(target)
+        # what comes after the newest was damaged and passed over
+        for old in generations[: max(newest + 1 - GENERATIONS, 0)] + generations[newest + 1 :]:
             shutil.rmtree(old)
 
     def load(self) -> tuple[dict[str, Tensor], Counters, list[str]] | None:
@@ -94,20 +97,12 @@ class StateStore:
                 continue
             content = json.loads((folder / "counters.json").read_text())
             if (folder / "best.safetensors").exists():
-                temporary = self.model.with_name(".model.safetensors.tmp")
-                temporary.unlink(missing_ok=True)
-                _link(folder / "best.safetensors", temporary)
-                os.replace(temporary, self.model)
+                write_atomic(self.model, (folder / "best.safetensors").read_bytes())
             tensors = load_file(folder / "tensors.safetensors")
             return tensors, Counters(**content["counters"]), remarks
         if remarks:
             remarks.append("no sound state is left; starting again at step 0")
-            self.clear()
         return None if not remarks else ({}, Counters(), remarks)
-
-    def clear(self) -> None:
-        """Remove every generation."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _generations(self) -> list[Path]:
         """Finished generations, oldest first."""
@@ -128,11 +123,3 @@ class StateStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             return " ".join(str(error).split())
         return None
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file that is only ever replaced whole; a copy where links are refused."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
