@@ -75,12 +75,6 @@ class Trainer:
             fused=True,
         )
         self.rows = self.method.rows(self.store)
-        if self.rows == 0:
-            raise UsageError(
-                "nothing to train on: no user has two training events",
-                config.data.path,
-                "a log with longer histories, or lower data.min_user",
-            )
         self.steps = math.ceil(self.rows / training.batch)
         self._saved_at = time.perf_counter()
 
@@ -149,14 +143,7 @@ class Trainer:
     def _finish_epoch(self, seconds: float) -> None:
         """Validate, keep the weights if they are the best yet, decide whether to go on."""
         counters, config = self.counters, self.config
-        loss = float(self.loss_sum) / max(counters.step_in_epoch, 1)
-        if not math.isfinite(loss):
-            self.progress.close()
-            raise UsageError(
-                f"the loss became {loss} in epoch {counters.epoch + 1}",
-                f"training.lr = {config.training.lr}",
-                "lower training.lr or training.clip_norm and train again with --overwrite",
-            )
+        loss = self._mean_loss()
         begun = time.perf_counter()
         rule = config.evaluation.seen
         ranks = self.validation.ranks(self.method, [rule])[rule]
@@ -197,7 +184,21 @@ class Trainer:
     def _out_of_steps(self) -> bool:
         return 0 < self.config.training.max_steps <= self.counters.step
 
+    def _mean_loss(self) -> float:
+        """Over the epoch's steps so far; waits for the device."""
+        counters, training = self.counters, self.config.training
+        loss = float(self.loss_sum) / max(counters.step_in_epoch, 1)
+        if not math.isfinite(loss):
+            self.progress.close()
+            raise UsageError(
+                f"the loss became {loss} in epoch {counters.epoch + 1}",
+                f"training.lr = {training.lr}",
+                "lower training.lr or training.clip_norm and train again with --overwrite",
+            )
+        return loss
+
     def _save(self) -> None:
+        self._mean_loss()  # a state that leads nowhere must not push out the last that did not
         self.states.save(self._pack(), self.counters)
         self._saved_at = time.perf_counter()
 
