@@ -20,6 +20,8 @@ from seqrec.data.store import SequenceStore
 from seqrec.errors import UsageError
 from seqrec.evaluation.judge import judge, judge_rulers, metrics_of
 from seqrec.evaluation.protocol import protocol_card
+from seqrec.evaluation.ranking import TIE_RULES
+from seqrec.evaluation.rulers import SEEN_RULES
 from seqrec.methods.base import Method
 from seqrec.training.model_file import read_model
 from seqrec_kernels import SeenItems, catalog_topk
@@ -97,7 +99,7 @@ class Run:
             training counts as scores.
 
         Raises:
-            UsageError: k < 1.
+            UsageError: k < 1, or a history that is a text and no list.
         """
         return {
             row["user"]: list(zip(row["items"], row["scores"], strict=True))
@@ -114,10 +116,15 @@ class Run:
         """
         if k < 1:
             raise UsageError(f"k is {k}", "--k", "ask for at least 1 item")
+        k = min(k, len(self.items))
         pairs = histories.items() if isinstance(histories, Mapping) else histories
         chunk: list[tuple[str, Sequence[str]]] = []
-        for pair in pairs:
-            chunk.append(pair)
+        for user, items in pairs:
+            if isinstance(items, str):
+                raise UsageError(
+                    f"the history of {user!r} is the text {items!r}", "", "give a list of item ids"
+                )
+            chunk.append((user, items))
             if len(chunk) == _CHUNK:
                 yield from self._recommend_chunk(chunk, k, include_seen)
                 chunk = []
@@ -169,8 +176,11 @@ class Run:
             ``{"metrics": {"valid", "test"}, "protocol": {...}, "baselines": {...}}``.
 
         Raises:
-            UsageError: the data is gone or has changed.
+            UsageError: no such rule; the data is gone or has changed.
         """
+        for name, rule, known in (("seen", seen, SEEN_RULES), ("ties", ties, TIE_RULES)):
+            if rule is not None and rule not in known:
+                raise UsageError(f"{name} is {rule!r}", f"--{name}", f"one of {', '.join(known)}")
         log = load_log(self.config, self.directory)
         split = split_log(log, self.config.data.split)
         card = protocol_card(self.config, split, seen=seen, ties=ties)

@@ -24,6 +24,8 @@ from seqrec_kernels import Rank, SeenItems, catalog_rank, rank_metrics
 if TYPE_CHECKING:
     from seqrec.methods.base import Method
 
+TIE_RULES = ("mean", "optimistic", "pessimistic")
+
 
 @dataclass(frozen=True)
 class Ranks:
