@@ -37,20 +37,31 @@ def check_new(directory: Path, overwrite: bool) -> None:
         raise UsageError(f"{parent} is a file", where, "name a new directory")
     if not directory.exists():
         return
-    names = [path.name for path in directory.iterdir()]
-    foreign = [name for name in names if name not in _FILES + _FOLDERS and name[0] != "."]
+    names = {path.name for path in directory.iterdir()}
+    foreign = sorted(n for n in names if n not in _FILES + _FOLDERS and not n.startswith("."))
     if foreign:
         raise UsageError(
             f"{directory} holds files that are no run's, {foreign[0]!r} for one",
             where,
             "name a new or empty directory",
         )
-    if set(names) - {_LOCK} and not overwrite:
+    if names - {_LOCK, *(path.name for path in _torn(directory))} and not overwrite:
+        resume = f"`seqrec resume {directory}` goes on with it, " if CONFIG in names else ""
+        raise UsageError(f"{directory} is not empty", where, f"{resume}--overwrite starts anew")
+
+
+def create(directory: Path) -> None:
+    """Make the directory, and those above it, where they are missing.
+
+    Raises:
+        UsageError: the operating system refuses.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise UsageError(
-            f"{directory} is not empty",
-            where,
-            f"`seqrec resume {directory}` goes on with it, --overwrite starts anew",
-        )
+            f"the directory cannot be made: {error.strerror}", f"--out {directory}", "name another"
+        ) from None
 
 
 def clear(directory: Path) -> None:
@@ -64,7 +75,7 @@ def clear(directory: Path) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory against a second process.
+    """Hold the directory against a second process; files a killed one was writing go.
 
     The operating system drops the lock with the process, however it ends: none is ever stale.
 
@@ -78,7 +89,16 @@ def locked(directory: Path) -> Iterator[None]:
             raise UsageError(
                 "another process is writing to this run", str(directory), "wait for it, or stop it"
             ) from error
+        for path in _torn(directory):
+            path.unlink()
         yield
+
+
+def _torn(directory: Path) -> list[Path]:
+    """Temporary files of a process that was killed while it wrote (`seqrec.files.replacing`)."""
+    names = [directory / name for name in _FILES]
+    names += [directory / "ranks" / f"{part}.npz" for part in ("valid", "test")]
+    return [torn for path in names for torn in path.parent.glob(f".{path.name}.*.tmp")]
 
 
 def read_config(directory: Path) -> Config:
