@@ -49,7 +49,7 @@ def commit() -> str | None:
         return _git(root, "rev-parse", "HEAD") + (
             "-dirty" if _git(root, "status", "--porcelain", "-uno") else ""
         )
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
 
 

@@ -27,7 +27,7 @@ def dropout(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
         p: probability of a zero, in [0, 1).
         generator: on the device of `x`; None (evaluation) returns `x` itself.
     """
-    dropped = round(p * 65536)
+    dropped = min(round(p * 65536), 65535)
     if generator is None or dropped == 0:
         return x
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
