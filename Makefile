@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench readme clean
 
 demo: $(VENV)/.installed  ## train on a log whose best possible metrics are known, in minutes
 	$(BIN)/seqrec train sasrec --data synthetic --out runs/demo --overwrite
@@ -19,6 +19,9 @@ lint: $(VENV)/.linters  ## style and types
 
 bench: $(VENV)/.installed  ## benchmarks, each gated on a correct result
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+readme: $(VENV)/.installed  ## write the kept demo run's output into the README
+	$(BIN)/python tests/seqrec/test_readme.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

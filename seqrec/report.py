@@ -22,7 +22,6 @@ def finished(result: Mapping[str, Any], directory: Path) -> str:
         result: what ``result.json`` holds.
         directory: the run directory.
     """
-    place = shlex.quote(str(directory))
     timing, hardware = result["timing"], result.get("hardware", {})
     facts = [
         ("data", _data(result["data"])),
@@ -34,7 +33,7 @@ def finished(result: Mapping[str, Any], directory: Path) -> str:
             f"{timing['train_seconds']:,.0f} s on {_machine(hardware)}",
         ),
         ("run", str(directory)),
-        ("next", f"seqrec recommend {place} --input histories.txt"),
+        ("next", _next(result["data"], directory)),
     ]
     if result.get("preset"):
         facts.insert(2, ("preset", result["preset"]))
@@ -92,6 +91,14 @@ def _data(data: Mapping[str, Any]) -> str:
 
 def _protocol(card: Mapping[str, Any]) -> str:
     return f"{card['id']}, {card['users_evaluated']:,} users, every item ranked"
+
+
+def _next(data: Mapping[str, Any], directory: Path) -> str:
+    """A command that works as it stands where the items' names are known."""
+    command = f"seqrec recommend {shlex.quote(str(directory))} --input"
+    if data["format"] == "synthetic":
+        return f"echo 'you i1 i2' | {command} -"
+    return f"{command} histories.txt"
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:

@@ -1,0 +1,139 @@
+"""The README is true: its output, its Python, its commands, its files.
+
+Run as a program (``make readme``) it writes the demo's output into the README.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+DEMO = ROOT / "benchmarks" / "results" / "demo" / "result.json"
+_BLOCK = re.compile(r"(<!-- demo: [^\n]*-->\n)(.*)(<!-- end of demo -->)", re.DOTALL)
+
+
+def rendered() -> str:
+    """The README with the output that the kept demo run prints."""
+    from seqrec import report
+
+    table = report.finished(json.loads(DEMO.read_text()), Path("runs/demo"))
+    return _BLOCK.sub(lambda match: f"{match[1]}```\n{table}\n```\n{match[3]}", README.read_text())
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_demo_s_output_is_that_of_the_kept_run() -> None:
+    assert README.read_text() == rendered(), "run `make readme`"
+    assert _BLOCK.search(README.read_text()), "the README has a place for it"
+
+
+@pytest.mark.slow
+def test_the_demo_still_gives_these_figures(tmp_path: Path) -> None:
+    """The whole demo, as typed in the README; minutes.
+
+    What is counted or summed on the CPU must come out the same to four digits. The model's figures
+    depend on the order in which a machine's matrix products add up, so they may move a little; the
+    promises of the text may not break.
+    """
+    import seqrec
+
+    (command,) = [line for line in blocks("bash")[1].splitlines() if line]
+    words = shlex.split(command, comments=True)
+    assert words == ["seqrec", "train", "sasrec", "--data", "synthetic", "--out", "runs/demo"]
+    kept: dict[str, Any] = json.loads(DEMO.read_text())
+    result = seqrec.train("sasrec", "synthetic", tmp_path / "run", progress=False).result
+
+    assert result["data"] == kept["data"]
+    for part in ("baselines", "best_possible", "oracle"):
+        _same(result[part], kept[part], tolerance=1e-4)
+    _same(result["metrics"]["test"], kept["metrics"]["test"], tolerance=0.02)
+    reached = result["metrics"]["test"]
+    assert reached["NDCG@10"] >= 0.85 * result["best_possible"]["test"]["NDCG@10"]
+    assert reached["NDCG@10"] > result["baselines"]["item-to-item"]["test"]["NDCG@10"]
+
+
+def _same(found: Any, kept: Any, tolerance: float) -> None:
+    if isinstance(kept, dict):
+        assert found.keys() == kept.keys()
+        for name in kept:
+            _same(found[name], kept[name], tolerance)
+    else:
+        assert found == pytest.approx(kept, abs=tolerance)
+
+
+def test_the_three_python_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import seqrec
+
+    monkeypatch.chdir(tmp_path)
+    lines = [f"u{user},B0{(user + step) % 20:02},{step}" for user in range(40) for step in range(6)]
+    Path("events.csv").write_text("\n".join(["user,item,time", *lines]) + "\n")
+    (code,) = (block for block in blocks("python") if "seqrec.train" in block)
+    assert len(code.splitlines()) == 3
+    exec(code, {"seqrec": seqrec})
+    figure, recommended = capsys.readouterr().out.splitlines()[-2:]
+    assert 0 <= float(figure) <= 1
+    assert len(re.findall(r"'B0\d\d'", recommended)) == 10
+
+
+def test_the_loss_swap() -> None:
+    import torch
+    import torch.nn.functional as F
+
+    from seqrec_kernels import catalog_cross_entropy
+
+    (code,) = (block for block in blocks("python") if "F.cross_entropy" in block)
+    dense, fused = (line.partition("#")[0].strip() for line in code.splitlines())
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 101, (37,), generator=generator)
+    results = []
+    for line in (dense, fused):
+        generator.manual_seed(1)
+        h = torch.randn(37, 16, generator=generator, requires_grad=True)
+        E = torch.randn(101, 16, generator=generator, requires_grad=True)
+        scope: dict[str, Any] = {"F": F, "h": h, "E": E, "y": y}
+        exec(line, {"catalog_cross_entropy": catalog_cross_entropy, **scope}, scope)
+        results.append((scope["loss"], *torch.autograd.grad(scope["loss"], (h, E))))
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_every_command_is_one() -> None:
+    """Each `seqrec ...` of the README parses."""
+    from seqrec import cli
+
+    commands = [
+        shlex.split(line.split("|")[-1].strip(), comments=True)
+        for block in blocks("bash")
+        for line in block.splitlines()
+        if "seqrec " in line
+    ]
+    assert len(commands) >= 5
+    for words in commands:
+        assert words[0] == "seqrec"
+        assert cli._parse(words[1:]) is not None
+    for name in re.findall(r"`seqrec ([a-z]+)", README.read_text()):
+        assert cli._build_parser()[1][name]
+
+
+def test_every_make_target_and_file_is_there() -> None:
+    text = README.read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for name in re.findall(r"make (demo|test|lint|bench|readme)\b", text):
+        assert name in targets
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).exists()
+
+
+if __name__ == "__main__":
+    README.write_text(rendered())
