@@ -85,7 +85,8 @@ def number_names(names: pl.Series) -> tuple[np.ndarray, list[str]]:
 
 
 def drop_repeats(log: Numbered, repeats: str) -> Numbered:
-    """``first``: a user's later events with an item go; ``adjacent``: runs of one item become one."""
+    """Drop a user's later events with an item (``first``), or all but the first of equal events in
+    a row (``adjacent``)."""
     if repeats == "keep" or not len(log):
         return log
     kept = np.ones(len(log), dtype=bool)

@@ -84,7 +84,9 @@ def read_log(
 
         if format not in (None, "auto") or max(min_user, min_item) > 1 or repeats != "keep":
             raise UsageError(
-                "a synthetic log is used whole", source, "leave data.format, .min_* and .repeats out"
+                "a synthetic log is used whole",
+                source,
+                "leave data.format, .min_* and .repeats out",
             )
         return read_synthetic(source)
     raw, events, file = read_events(source, format)

@@ -50,10 +50,8 @@ def philox(
     return tuple(x.astype(np.uint32) for x in (x0, x1, x2, x3))  # type: ignore[return-value]
 
 
-def uniform(
-    seed: int, c0: np.ndarray | int, c1: np.ndarray | int, stream: int
-) -> np.ndarray:
-    """Numbers in [0, 1) with 24 random bits, float64, exact in float32: ``(word0 >> 8) * 2^-24``."""
+def uniform(seed: int, c0: np.ndarray | int, c1: np.ndarray | int, stream: int) -> np.ndarray:
+    """Numbers in [0, 1) with 24 random bits, ``(word0 >> 8) * 2^-24``, float64."""
     return (philox(seed, c0, c1, stream)[0] >> np.uint32(8)) * 2.0**-24
 
 

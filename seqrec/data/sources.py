@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from seqrec.data import tables
+from seqrec.data import frames, tables
 from seqrec.data.events import Events, number_names
 from seqrec.data.text import Words, check_text, place, split_words
 from seqrec.errors import UsageError
@@ -32,8 +32,8 @@ def read_events(source: Any, format: str | None) -> tuple[bytes | None, Events, 
             f"format {forced!r} is for files", type(source).__name__, "leave data.format out"
         )
     if isinstance(source, dict):
-        return None, tables.from_dict(source), "{user: [items]}"
-    return None, tables.from_frame(source), "data frame"
+        return None, frames.from_dict(source), "{user: [items]}"
+    return None, frames.from_frame(source), "data frame"
 
 
 def check_format(format: str | None) -> str | None:
@@ -77,7 +77,7 @@ def name_of(file: str) -> str:
 def _parse(raw: bytes, file: str, forced: str | None) -> Events:
     kind = forced or kind_of(raw, file)
     if kind == "parquet":
-        return tables.from_parquet(raw, file)
+        return frames.from_parquet(raw, file)
     text = check_text(raw, file)
     if kind in ("csv", "inter"):
         return tables.from_text(text, file, kind)
@@ -143,7 +143,7 @@ def _lines(words: Words, file: str, odd_line: int) -> Events:
             "names the columns user and item",
         )
     without = len(names) - len(np.unique(lines))
-    notes = ("one line a user, oldest event first",)
+    notes: tuple[str, ...] = ("one line a user, oldest event first",)
     if without:
         notes += (f"{without:,} lines name a user without items: skipped",)
     owner = np.cumsum(first)[~first] - 1
@@ -157,9 +157,7 @@ def _lines(words: Words, file: str, odd_line: int) -> Events:
     )
 
 
-def _check_one_line_a_user(
-    names: pl.Series, lines: np.ndarray, file: str, odd_line: int
-) -> None:
+def _check_one_line_a_user(names: pl.Series, lines: np.ndarray, file: str, odd_line: int) -> None:
     if names.n_unique() == len(names):
         return
     numbers, _ = number_names(names)

@@ -17,7 +17,7 @@ from seqrec.data.split import Jagged
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order in which ``n`` rows are visited in ``epoch``: int64 [n], a function of the three."""
+    """The order in which ``n`` rows are visited in ``epoch``: int64 [n], pure in all three."""
     return permutation(seed, epoch, n)
 
 
@@ -57,14 +57,14 @@ class JaggedBatch:
         return flat - self.offsets[:-1][self.rows()]
 
     def last(self) -> Tensor:
-        """Where in ``items`` the last item of every sequence stands, int64 [B]; none may be empty."""
+        """Where in ``items`` each sequence has its last item, int64 [B]; none may be empty."""
         return self.offsets[1:] - 1
 
     def padded(self, length: int | None = None, fill: int = 0) -> Tensor:
         """Left-aligned rows, int64 [B, length]; ``fill`` stands behind the end of a row.
 
         Args:
-            length: width; ``max_length`` if not given. Longer rows keep their last ``length`` items.
+            length: width; ``max_length`` if not given. Longer rows keep their last items.
             fill: what to put into free places. Every item row is a real item, so whoever reads the
                 result needs ``lengths`` too.
         """

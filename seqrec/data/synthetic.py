@@ -1,11 +1,11 @@
 """A log drawn from a known law, so that the best possible ranker is known too.
 
 Item v has a group (v mod groups), a popularity 1 / (rank in group + 5) there, the ranks 1, 2, ..
-in the order of v, and five successors drawn uniformly (weights 1/2 1/4 1/8 1/16 1/16; one drawn twice adds up). A user
-has one hidden group, uniform, and 5 + Geometric(mean 5; at least 1) events, at most 50 and at most
-as many as there are items. The first event is from the group by popularity; each next one is, with
-probability .5 a successor of the last, .35 from the group, .15 uniform over the catalogue, drawn
-anew as a whole until the user has not had it.
+in the order of v, and five successors drawn uniformly (weights 1/2 1/4 1/8 1/16 1/16; one drawn
+twice adds up). A user has one hidden group, uniform, and 5 + Geometric(mean 5; at least 1) events,
+at most 50 and at most as many as there are items. The first event is from the group by popularity;
+each next one is, with probability .5 a successor of the last, .35 from the group, .15 uniform over
+the catalogue, drawn anew as a whole until the user has not had it.
 
 Every draw is a Philox number at (user, place, attempt), compared with tables of float64 sums: the
 same log on every machine. Item row v is item v, and the whole catalogue is in the log's item list.

@@ -18,7 +18,12 @@ BLANKS = " \t\r\v\f\n"
 _BLANK_TO_NEWLINE = bytes.maketrans(b" \t\r\v\f", b"\n" * 5)
 _BOM = b"\xef\xbb\xbf"
 # How packed files begin: a reader who sees one wants to hear "unpack", not "not UTF-8".
-_PACKED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"\xfd7zXZ": "xz",
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 
 
 @dataclass(frozen=True)
