@@ -1,66 +1,40 @@
-"""Philox4x32-10 in numpy: random numbers that are a function of a key and a counter, nothing else.
+"""Counter-based random numbers for shuffles and synthetic logs, as numpy arrays.
 
-Whoever asks for number (seed, counter) gets the same bits on every machine and in every order of
-asking, which is what lets a run be restored from three integers.
-
-Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+The generator is ``seqrec_kernels.philox``: whoever asks for number (seed, stream, counters) gets the
+same bits on every machine and in every order of asking, which is what lets three integers restore
+a run.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-# Streams keep the uses of one seed apart. 1 and 2 belong to seqrec_kernels (mix, re-rank).
-STREAM_SHUFFLE = 16
-STREAM_SYNTHETIC = 17
+from seqrec_kernels import philox
 
-_LOW = np.uint64(0xFFFFFFFF)
-_SHIFT = np.uint64(32)
-_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_WEYL = 0x9E3779B9, 0xBB67AE85
-_ROUNDS = 10
+# Streams keep the uses of one seed apart; the low ones belong to seqrec_kernels.
+STREAM_SHUFFLE = 16  # c0 = row, c1 = epoch
+STREAM_USERS, STREAM_EVENTS, STREAM_SUCCESSORS = 17, 18, 19  # of a synthetic log
 
 
-def philox(
-    seed: int, c0: np.ndarray | int, c1: np.ndarray | int, stream: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The four 32-bit words at key ``seed`` and counter ``(c0, c1, 0, stream)``.
+def words(seed: int, stream: int, c0: np.ndarray, c1: np.ndarray | int = 0) -> list[np.ndarray]:
+    """Four random 32-bit words at each counter: int64 arrays with values in [0, 2^32).
 
     Args:
-        seed: the key; its low and high 32 bits are used, so any Python int will do.
-        c0, c1: counters in [0, 2^32), integers or integer arrays that broadcast.
-        stream: the use the numbers are for, so that two uses of a seed never meet.
-
-    Returns:
-        Four uint32 arrays of the broadcast shape.
+        seed: a Python int; its low 64 bits count.
+        stream: which use the numbers are for.
+        c0, c1: int64 counters (their low 32 bits count) that broadcast.
     """
-    shape = np.broadcast_shapes(np.shape(c0), np.shape(c1))
-    x0 = np.broadcast_to(np.asarray(c0, dtype=np.uint64), shape).copy()
-    x1 = np.broadcast_to(np.asarray(c1, dtype=np.uint64), shape).copy()
-    x2 = np.zeros(shape, dtype=np.uint64)
-    x3 = np.full(shape, stream, dtype=np.uint64)
-    k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
-    for _ in range(_ROUNDS):
-        product0, product1 = x0 * _MULTIPLIERS[0], x2 * _MULTIPLIERS[1]
-        x0 = (product1 >> _SHIFT) ^ x1 ^ np.uint64(k0)
-        x1 = product1 & _LOW
-        x2 = (product0 >> _SHIFT) ^ x3 ^ np.uint64(k1)
-        x3 = product0 & _LOW
-        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
-    return tuple(x.astype(np.uint32) for x in (x0, x1, x2, x3))  # type: ignore[return-value]
-
-
-def uniform(seed: int, c0: np.ndarray | int, c1: np.ndarray | int, stream: int) -> np.ndarray:
-    """Numbers in [0, 1) with 24 random bits, ``(word0 >> 8) * 2^-24``, float64."""
-    return (philox(seed, c0, c1, stream)[0] >> np.uint32(8)) * 2.0**-24
+    counters = torch.from_numpy(np.ascontiguousarray(c0, dtype=np.int64))
+    other = torch.from_numpy(np.asarray(c1, dtype=np.int64))
+    return [word.numpy() for word in philox.words(seed, stream, counters, other)]
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order in which ``n`` things are visited in ``epoch``, int64 [n].
+    """The order in which ``n`` things are visited in ``epoch``, int64 [n], n below 2^32.
 
-    Every thing gets a 64-bit number at counter (its index, epoch); sorting by it shuffles. Equal
-    numbers keep the order of their indices, so the result is one, whatever sorts.
+    Every thing gets 63 random bits at counter (its index, epoch); sorting by them shuffles. Equal
+    bits keep the order of the indices, so the result is one, whatever sorts.
     """
-    words = philox(seed, np.arange(n, dtype=np.uint64), epoch, STREAM_SHUFFLE)
-    key = (words[0].astype(np.uint64) << _SHIFT) | words[1]
-    return np.argsort(key, kind="stable").astype(np.int64, copy=False)
+    high, low, *_ = words(seed, STREAM_SHUFFLE, np.arange(n), epoch)
+    return np.argsort(high << 31 | low >> 1, kind="stable").astype(np.int64, copy=False)

@@ -19,15 +19,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from seqrec.data.log import InteractionLog
-from seqrec.data.philox import STREAM_SYNTHETIC, philox
+from seqrec.data.philox import STREAM_EVENTS, STREAM_SUCCESSORS, STREAM_USERS, words
 from seqrec.errors import UsageError
 
 SUCCESSOR_WEIGHTS = np.array([1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 16])
 FROM_SUCCESSORS, FROM_GROUP, FROM_CATALOGUE = 0.50, 0.35, 0.15
 FEWEST_EVENTS, MOST_EVENTS, MEAN_EXTRA = 5, 50, 5
 
-# Each use of the seed has its own stream.
-_USERS, _EVENTS, _SUCCESSORS = STREAM_SYNTHETIC, STREAM_SYNTHETIC + 1, STREAM_SYNTHETIC + 2
 _ATTEMPTS = 1 << 20  # counter room for the attempts at one place
 
 
@@ -99,8 +97,8 @@ class World:
     def __init__(self, specification: Specification) -> None:
         self.specification = s = specification
         place = np.arange(len(SUCCESSOR_WEIGHTS))
-        words = philox(s.seed, np.arange(s.items)[:, None], place, _SUCCESSORS)
-        self.successors = _choice(words[0], s.items)
+        drawn = words(s.seed, STREAM_SUCCESSORS, np.arange(s.items)[:, None], place)
+        self.successors = _choice(drawn[0], s.items)
         # the cumulative weights of the larger groups; a smaller group stops one item earlier
         self._weights = np.cumsum(1.0 / (np.arange(1, -(-s.items // s.groups) + 1) + 5))
         before, group = np.divmod(np.arange(s.items), s.groups)
@@ -109,17 +107,17 @@ class World:
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
         """A log: offsets int64 [users + 1] and items int64 [N]."""
         s = self.specification
-        words = philox(s.seed, np.arange(s.users), 0, _USERS)
-        group = _choice(words[0], s.groups)
-        lengths = np.minimum(_length(words[1]), s.items)
+        drawn = words(s.seed, STREAM_USERS, np.arange(s.users))
+        group = _choice(drawn[0], s.groups)
+        lengths = np.minimum(_length(drawn[1]), s.items)
         history = np.full((s.users, int(lengths.max())), -1, dtype=np.int64)
         for place in range(history.shape[1]):
             pending = np.flatnonzero(lengths > place)
             attempt = 0
             while len(pending):
-                drawn = self._draw(pending, place, attempt, group[pending], history)
-                old = (history[pending, :place] == drawn[:, None]).any(axis=1)
-                history[pending[~old], place] = drawn[~old]
+                item = self._draw(pending, place, attempt, group[pending], history)
+                old = (history[pending, :place] == item[:, None]).any(axis=1)
+                history[pending[~old], place] = item[~old]
                 pending = pending[old]
                 attempt += 1
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
@@ -149,19 +147,18 @@ class World:
     ) -> np.ndarray:
         """One draw a user for an event at ``place``, whether or not the user has had the item."""
         s = self.specification
-        words = philox(s.seed, users, place * _ATTEMPTS + attempt, _EVENTS)
+        part, which, *_ = words(s.seed, STREAM_EVENTS, users, place * _ATTEMPTS + attempt)
         size = self._group_size(group)
-        before = np.searchsorted(self._weights, _unit(words[1]) * self._weights[size - 1], "right")
+        before = np.searchsorted(self._weights, _unit(which) * self._weights[size - 1], "right")
         from_group = group + np.minimum(before, size - 1) * s.groups
         if place == 0:
             return from_group
-        successor = np.searchsorted(np.cumsum(SUCCESSOR_WEIGHTS), _unit(words[1]), side="right")
+        successor = np.searchsorted(np.cumsum(SUCCESSOR_WEIGHTS), _unit(which), side="right")
         from_successors = self.successors[history[users, place - 1], successor]
-        part = _unit(words[0])
         return np.select(
-            [part < FROM_SUCCESSORS, part < FROM_SUCCESSORS + FROM_GROUP],
+            [_unit(part) < FROM_SUCCESSORS, _unit(part) < FROM_SUCCESSORS + FROM_GROUP],
             [from_successors, from_group],
-            _choice(words[1], s.items),
+            _choice(which, s.items),
         )
 
     def _group_size(self, group: np.ndarray) -> np.ndarray:
@@ -189,7 +186,7 @@ def read_synthetic(text: str) -> InteractionLog:
 
 def _choice(word: np.ndarray, m: int) -> np.ndarray:
     """A number in [0, m) from 32 random bits."""
-    return ((word.astype(np.uint64) * np.uint64(m)) >> np.uint64(32)).astype(np.int64)
+    return word * m >> 32
 
 
 def _unit(word: np.ndarray) -> np.ndarray:
