@@ -36,7 +36,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     """
     events: list[dict[str, Any]] = []
     epochs: dict[int, int] = {}
-    with path.open(encoding="utf-8") as stream:
+    with path.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             try:
                 event = json.loads(line)

@@ -2,7 +2,7 @@
 
     state/step-000001234-epoch-00012/tensors.safetensors    weights and optimizer moments
                                      best.safetensors       the best weights so far
-                                     counters.json          where the run stands; both sha256
+                                     counters.json          where the run stands; all their sha256
 
 A generation is written under another name, flushed to disk and renamed; then the one before the
 previous is removed.  `load` takes the newest whose digests agree, so a damaged one costs the steps
@@ -12,10 +12,12 @@ copies, not links), or one bad sector could take both generations.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -69,6 +71,7 @@ class StateStore:
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / "tensors.safetensors")
         digests = {"tensors.safetensors": sha256_file(temporary / "tensors.safetensors")}
+        digests["counters"] = _digest(asdict(counters))
         if counters.best_epoch:
             shutil.copyfile(self.model, temporary / "best.safetensors")
             digests["best.safetensors"] = sha256_file(temporary / "best.safetensors")
@@ -117,9 +120,15 @@ class StateStore:
             known = {field.name for field in fields(Counters)}
             if set(content["counters"]) != known or "tensors.safetensors" not in digests:
                 return "counters.json is not of this version"
+            if digests.pop("counters") != _digest(content["counters"]):
+                return "counters.json holds other counters than were written"
             for name, digest in digests.items():
                 if sha256_file(folder / name) != digest:
                     return f"{name} has other bytes than were written"
         except (OSError, ValueError, KeyError, TypeError) as error:
             return " ".join(str(error).split())
         return None
+
+
+def _digest(counters: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(counters).encode()).hexdigest()
