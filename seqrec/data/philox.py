@@ -1,8 +1,8 @@
 """Counter-based random numbers for shuffles and synthetic logs, as numpy arrays.
 
-The generator is ``seqrec_kernels.philox``: whoever asks for number (seed, stream, counters) gets the
-same bits on every machine and in every order of asking, which is what lets three integers restore
-a run.
+The generator is ``seqrec_kernels.philox``: whoever asks for number (seed, stream, counters) gets
+the same bits on every machine and in every order of asking, which is what lets three integers
+restore a run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from seqrec_kernels import philox
 # Streams keep the uses of one seed apart; the low ones belong to seqrec_kernels.
 STREAM_SHUFFLE = 16  # c0 = row, c1 = epoch
 STREAM_USERS, STREAM_EVENTS, STREAM_SUCCESSORS = 17, 18, 19  # of a synthetic log
+
+_A_TURN = 1 << 16
 
 
 def words(seed: int, stream: int, c0: np.ndarray, c1: np.ndarray | int = 0) -> list[np.ndarray]:
@@ -36,5 +38,9 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     Every thing gets 63 random bits at counter (its index, epoch); sorting by them shuffles. Equal
     bits keep the order of the indices, so the result is one, whatever sorts.
     """
-    high, low, *_ = words(seed, STREAM_SHUFFLE, np.arange(n), epoch)
-    return np.argsort(high << 31 | low >> 1, kind="stable").astype(np.int64, copy=False)
+    key = np.empty(n, dtype=np.int64)
+    for start in range(0, n, _A_TURN):  # what fits the cache is drawn several times faster
+        rows = np.arange(start, min(start + _A_TURN, n))
+        high, low, *_ = words(seed, STREAM_SHUFFLE, rows, epoch)
+        key[rows] = high << 31 | low >> 1
+    return np.argsort(key, kind="stable").astype(np.int64, copy=False)
