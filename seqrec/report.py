@@ -65,14 +65,15 @@ def _table(part: str, result: Mapping[str, Any], method: str) -> str:
     if best:
         rows["best possible"] = best
     columns = sorted((n for n in own if n.startswith(_SHOWN)), key=_column)
-    width = max(map(len, [part, *rows, f"{method}, of best possible"]))
+    share = [f"{method}, of best possible"] if best else []
+    width = max(map(len, [part, *rows, *share]))
     lines = [f"{part:<{width}}" + "".join(f"{name:>9}" for name in columns)]
     for name, metrics in rows.items():
         cells = (f"{metrics[c]:9.4f}" if c in metrics else f"{'':9}" for c in columns)
         lines.append(f"{name:<{width}}" + "".join(cells))
-    if best:
-        shares = (f"{own[c] / best[c]:9.1%}" if best.get(c) else f"{'':9}" for c in columns)
-        lines.append(f"{f'{method}, of best possible':<{width}}" + "".join(shares))
+    for name in share:
+        cells = (f"{own[c] / best[c]:9.1%}" if best.get(c) else f"{'':9}" for c in columns)
+        lines.append(f"{name:<{width}}" + "".join(cells))
     return "\n".join(line.rstrip() for line in lines)
 
 

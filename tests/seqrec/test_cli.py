@@ -16,7 +16,7 @@ import pytest
 
 import seqrec
 from seqrec import api, cli
-from seqrec.errors import Interrupted
+from seqrec.errors import Interrupted, LeakError
 
 SMALL = "synthetic:users=120,items=30,groups=3,seed=1"
 QUICK = ["--set", "encoder.dim=8", "encoder.layers=1", "evaluation.ks=5,10", "--epochs", "2"]
@@ -182,6 +182,11 @@ def test_ctrl_c_elsewhere(command: Command, monkeypatch: pytest.MonkeyPatch) -> 
     assert command("evaluate", "x") == (130, "", "seqrec: stopped by Ctrl-C\n")
 
 
+def test_a_leak_is_told_in_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, LeakError("better than possible"))
+    assert command("evaluate", "x") == (1, "", "seqrec: better than possible\n")
+
+
 def test_the_unexpected_is_one_line_and_a_file(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -323,8 +328,10 @@ def test_data_says_what_is_there(command: Command, tmp_path: Path) -> None:
     )
     status, out, err = command("data", "log.csv")
     assert (status, err) == (0, "")
-    for word in ("csv", "5 users", "7 items", "20 interactions"):
-        assert word in out
+    facts = dict(line.split(None, 1) for line in out.splitlines())
+    assert (facts["users"], facts["items"], facts["interactions"]) == ("5", "7", "20")
+    assert facts["format"].startswith("csv")
+    assert "5 users evaluated" in out
 
 
 def test_doctor_names_every_operator(command: Command) -> None:
