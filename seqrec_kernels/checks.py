@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from seqrec_kernels.types import SeenItems
+from seqrec_kernels.types import SeenItems, csr_places
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "none")
@@ -211,7 +211,7 @@ def _raise_seen(offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -
     data set costs what the batch holds.
     """
     ends = offsets[1:]
-    if bool((offsets[:1] != 0).any()) or bool((ends < offsets[:-1]).any()):
+    if int(offsets[0]) != 0 or bool((ends < offsets[:-1]).any()):
         raise IndexError("seen.offsets must start at 0 and never fall")
     if int(offsets[-1]) > ids.shape[0]:
         raise IndexError(
@@ -221,18 +221,8 @@ def _raise_seen(offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -
         used = ids[: int(offsets[-1])]
     else:
         _raise_ids("seen.rows", rows, 0, ends.shape[0], empty=False)
-        used = ids[entries_of(offsets, rows)[1]]
+        used = ids[csr_places(offsets[rows], offsets[rows + 1] - offsets[rows])[1]]
     _raise_ids("seen.ids", used, 0, items, empty=False)
-
-
-def entries_of(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Batch row and place in ``ids`` of every CSR entry of ``rows`` (its size is data: it syncs)."""
-    starts = offsets[rows]
-    lengths = offsets[rows + 1] - starts
-    owner = torch.repeat_interleave(torch.arange(rows.shape[0], device=rows.device), lengths)
-    before = lengths.cumsum(0) - lengths
-    within = torch.arange(owner.shape[0], device=rows.device) - before[owner]
-    return owner, starts[owner] + within
 
 
 @torch.library.custom_op("seqrec_kernels::checked_ids", mutates_args=())

@@ -67,3 +67,15 @@ class TopK(NamedTuple):
 
     scores: Tensor
     ids: Tensor
+
+
+def csr_places(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Owner and place of every entry of the runs ``starts[i] .. starts[i] + lengths[i] - 1``.
+
+    Their number is data: on CUDA this waits for the device.
+    """
+    runs = torch.arange(starts.shape[0], device=starts.device)
+    owner = torch.repeat_interleave(runs, lengths)
+    before = lengths.cumsum(0) - lengths
+    within = torch.arange(owner.shape[0], device=starts.device) - before[owner]
+    return owner, starts[owner] + within

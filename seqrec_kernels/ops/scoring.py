@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from seqrec_kernels import checks
-from seqrec_kernels.types import SeenItems
+from seqrec_kernels.types import SeenItems, csr_places
 
 
 @contextmanager
@@ -93,15 +93,19 @@ class ScoreTiles:
         """First columns of the tiles."""
         return range(0, self.count, self.width)
 
-    def tile(self, start: int) -> Tensor:
-        """Scores ``[held, width]`` of items ``start .. start + width - 1``; NaN past the last."""
+    def tile(self, start: int, out: Tensor | None = None) -> Tensor:
+        """Scores ``[held, width]`` of items ``start .. start + width - 1``; NaN past the last.
+
+        They stand in the workspace until the next product, or in ``out [rows, width]``.
+        """
+        out = self._scores if out is None else out
         stop = min(start + self.width, self.count)
         part = self.items[start:stop]
         if not self._in_place or part.shape[0] < self.width:
             self._copy[: stop - start].copy_(part)
             part = self._copy
-        torch.mm(self._block, part.t(), out=self._scores)
-        scores = self._scores[: self.held]
+        torch.mm(self._block, part.t(), out=out)
+        scores = out[: self.held]
         if self.item_bias is not None:
             scores[:, : stop - start] += self.item_bias[start:stop]
         scores[:, stop - start :] = torch.nan
@@ -192,9 +196,8 @@ def seen_entries(
     starts, ends = offsets[rows], offsets[rows + 1]
     wrong = wrong | (starts < 0) | (ends < starts) | (ends > ids.shape[0])
     lengths = torch.where(wrong, 0, ends - starts)
-    owner = torch.repeat_interleave(torch.arange(batch, device=ids.device), lengths)
-    before = lengths.cumsum(0) - lengths
-    found = ids[starts[owner] + torch.arange(owner.shape[0], device=ids.device) - before[owner]]
+    owner, places = csr_places(starts, lengths)
+    found = ids[places]
     outside = (found < 0) | (found >= items)
     wrong[owner[outside]] = True
     keep = (found >= first_item) & ~wrong[owner]
