@@ -53,7 +53,7 @@ def judged(
         ],
         "baselines": {name: metrics_of(found, config, ties) for name, found in rulers.items()},
         "data": {
-            "file": log.file,
+            "file": Path(log.file).name,  # the place is in config.toml; sha256 says which
             "format": log.format,
             "users": log.n_users,
             "items": log.n_items,
