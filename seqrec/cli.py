@@ -8,6 +8,7 @@ that needs it, so ``--help`` and a mistyped flag answer at once.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shlex
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # training step four times its time on a machine that others use too, and gain nothing measured
     # on an idle one.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # ids are UTF-8 whatever the locale says
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
         if args is not None:

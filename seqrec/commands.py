@@ -221,9 +221,13 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
     if path is None:
         yield sys.stdout
         return
+    if path.exists() and not path.is_file():  # a pipe or a device is written to, not replaced
+        with path.open("w", encoding="utf-8") as stream:
+            yield stream
+        return
     from seqrec.files import replacing
 
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with replacing(path.resolve()) as temporary, temporary.open("w", encoding="utf-8") as stream:
         yield stream
 
 

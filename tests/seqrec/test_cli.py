@@ -302,6 +302,34 @@ def test_recommend_keeps_order_and_ids(
     assert (status, piped) == (0, out)
 
 
+def test_recommend_writes_to_a_device_and_behind_a_link(command: Command, trained: Path) -> None:
+    """Neither is replaced by a file."""
+    Path("in.txt").write_text("a i1\n")
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert command("recommend", trained, "--input", "in.txt", "--out", "pipe")[0] == 0
+        assert json.loads(os.read(reader, 10000))["user"] == "a"
+        assert Path("pipe").is_fifo()
+    finally:
+        os.close(reader)
+    Path("link").symlink_to("target.jsonl")
+    assert command("recommend", trained, "--input", "in.txt", "--out", "link")[0] == 0
+    assert Path("link").is_symlink() and json.loads(Path("target.jsonl").read_text())
+
+
+def test_ids_are_utf_8_whatever_the_locale(trained: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "seqrec.cli", "recommend", str(trained), "--input", "-"],
+        input="日本 i1\n".encode(),
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        cwd=Path(cli.__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.decode("utf-8"))["user"] == "日本"
+
+
 def test_recommend_more_than_there_is_and_seen(command: Command, trained: Path) -> None:
     items = (trained / "items.txt").read_text().split()
     Path("in.txt").write_text(f"a {' '.join(items[:10])}\n")
