@@ -1,8 +1,9 @@
-"""Shuffles are functions of their counters, and batches are exactly the rows that were asked for."""
+"""Shuffles are functions of their counters; batches are exactly the rows that were asked for."""
 
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_shuffles_look_uniform() -> None:
 
 def lists(batch: JaggedBatch) -> list[list[int]]:
     items, offsets = batch.items.tolist(), batch.offsets.tolist()
-    found = [items[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+    found = [items[a:b] for a, b in pairwise(offsets)]
     assert batch.lengths.tolist() == [len(row) for row in found] and batch.lengths.is_cpu
     assert len(batch) == len(found) and batch.max_length == max(map(len, found), default=0)
     assert batch.items.dtype == batch.offsets.dtype == torch.int64
