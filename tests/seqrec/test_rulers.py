@@ -1,4 +1,4 @@
-"""The rulers against a plain-Python ranking of the whole catalogue, and against measured figures."""
+"""The rulers against a plain sort of the whole catalogue, and against measured figures."""
 
 from __future__ import annotations
 
