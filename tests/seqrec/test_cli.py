@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -376,6 +377,29 @@ def test_doctor_names_every_operator(command: Command) -> None:
 
 
 # As a process -------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_while_training_saves_and_resume_ends_alike(tmp_path: Path) -> None:
+    """The same weights, byte for byte, as a run that was never stopped."""
+    out, straight = tmp_path / "my run", tmp_path / "straight"
+    long = [*QUICK[:-2], "training.patience=50", "--epochs", "50"]
+    environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    command = [sys.executable, "-m", "seqrec.cli"]
+    train = ["train", "sasrec", "--data", SMALL, *long, "--out"]
+    with subprocess.Popen(
+        [*command, *train, str(out)], env=environ, stderr=subprocess.PIPE
+    ) as running:
+        assert running.stderr is not None
+        while not running.stderr.readline().startswith(b"epoch"):
+            assert running.poll() is None, "it ended before its first epoch"
+        running.send_signal(signal.SIGINT)
+        last = running.stderr.read().decode().splitlines()
+    assert running.returncode == 130
+    assert last[-1] == f"seqrec: stopped, state saved ({out}); go on with `seqrec resume '{out}'`"
+    assert not (out / "result.json").exists()
+    assert cli.main(["resume", str(out)]) == 0
+    assert cli.main([*train, str(straight)]) == 0
+    assert tree(out)["model.safetensors"] == tree(straight)["model.safetensors"]
 
 
 def doctor_into(stdout: IO[str], folder: Path) -> subprocess.CompletedProcess[str]:
