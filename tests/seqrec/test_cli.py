@@ -382,7 +382,7 @@ def test_doctor_names_every_operator(command: Command) -> None:
 def test_ctrl_c_while_training_saves_and_resume_ends_alike(tmp_path: Path) -> None:
     """The same weights, byte for byte, as a run that was never stopped."""
     out, straight = tmp_path / "my run", tmp_path / "straight"
-    long = [*QUICK[:-2], "training.patience=50", "--epochs", "50"]
+    long = [*QUICK[:-2], "training.patience=15", "--epochs", "15"]
     environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     command = [sys.executable, "-m", "seqrec.cli"]
     train = ["train", "sasrec", "--data", SMALL, *long, "--out"]
