@@ -11,6 +11,7 @@ import pytest
 from seqrec import preset as presets
 from seqrec.config import Config, load_config, settable
 from seqrec.errors import UsageError
+from seqrec.keys import alternatives
 from seqrec.methods import METHODS
 
 DATA = {"data.path": "log.txt"}
@@ -287,6 +288,24 @@ def test_an_unknown_method_lists_the_known() -> None:
 def test_no_data() -> None:
     with pytest.raises(UsageError, match=r"^data.path is missing"):
         load_config("sasrec")
+
+
+def test_the_names_are_those_the_layers_below_know() -> None:
+    """They are written twice so that a mistyped one is refused before anything heavy is imported."""
+    from seqrec.data.events import REPEATS
+    from seqrec.data.sources import FORMATS
+    from seqrec.data.split import SPLITS
+    from seqrec.evaluation.ranking import TIE_RULES
+    from seqrec.evaluation.rulers import SEEN_RULES
+
+    for name, known in {
+        "data.split": SPLITS,
+        "data.format": ("auto", *FORMATS),
+        "data.repeats": REPEATS,
+        "evaluation.seen": SEEN_RULES,
+        "evaluation.ties": TIE_RULES,
+    }.items():
+        assert message(f"{name}=?").endswith(f"must be {alternatives(known)}")
 
 
 # TOML ---------------------------------------------------------------------------------------------
