@@ -5,10 +5,11 @@ function of the operator's tensors that returns None where the implementation ca
 otherwise the reason why not. Dispatch takes the first that can; tests skip by the same predicates
 and ``seqrec doctor`` prints them, so the three never disagree.
 
-``backend("blocked")`` (a context manager) and ``SEQREC_KERNELS_BACKEND=blocked`` (from outside, read
-once at import) force one implementation everywhere. The innermost context wins over the variable.
-A forced implementation that an operator does not have, or that cannot run the call, is an error
-that says so: a forced choice is never silently replaced.
+``backend("blocked")`` (a context manager) and ``SEQREC_KERNELS_BACKEND=blocked`` (from outside,
+read once at import) force one implementation everywhere; the innermost context wins over the
+variable. Forcing an implementation that an operator does not have, or that cannot run the call, is
+an error that says so. The one exception is float64, which only the references compute and which
+runs them whatever is asked for.
 """
 
 from __future__ import annotations
@@ -97,11 +98,10 @@ def choose(operator: str, queries: Tensor, items: Tensor) -> str:
                 f"it has {', '.join(map(repr, implementations))}"
             )
         reason = implementations[name](queries, items)
-        # float64 exists for the reference alone and runs it whatever else is asked for
-        if reason is not None and queries.dtype != torch.float64:
-            raise RuntimeError(f"{operator} cannot run on {name!r}: {reason}")
         if reason is None:
             return name
+        if queries.dtype != torch.float64:
+            raise RuntimeError(f"{operator} cannot run on {name!r}: {reason}")
     for candidate, predicate in implementations.items():
         if predicate(queries, items) is None:
             return candidate

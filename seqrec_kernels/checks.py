@@ -45,7 +45,9 @@ def matrices(queries: object, items: object) -> tuple[Tensor, Tensor]:
     q, e = tensor("queries", queries), tensor("items", items)
     for name, value in (("queries", q), ("items", e)):
         if value.dtype not in FLOATS:
-            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {value.dtype}")
+            raise TypeError(
+                f"{name} must be float32, bfloat16, float16 or float64, not {value.dtype}"
+            )
         if value.dim() != 2:
             raise ValueError(f"{name} must have two dimensions, not shape {tuple(value.shape)}")
     if q.dtype != e.dtype:
@@ -214,9 +216,7 @@ def _raise_seen(offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -
     if int(offsets[0]) != 0 or bool((ends < offsets[:-1]).any()):
         raise IndexError("seen.offsets must start at 0 and never fall")
     if int(offsets[-1]) > ids.shape[0]:
-        raise IndexError(
-            f"seen.offsets end at {int(offsets[-1])} but seen.ids hold {ids.shape[0]}"
-        )
+        raise IndexError(f"seen.offsets end at {int(offsets[-1])} but seen.ids hold {ids.shape[0]}")
     if rows is None:
         used = ids[: int(offsets[-1])]
     else:

@@ -1,13 +1,13 @@
 """Score tiles for the ranking operators: one float32 product shape, and which entries to override.
 
 **Equal rows, equal bits.** Ranking compares scores, so two equal item rows must score equal bits
-wherever they stand in the table, and a target must meet the bits its own column has. A BLAS does not
-promise that: it covers a product with register tiles and finishes the edges with other code, which
-adds in another order. Measured with MKL (torch 2.13, AVX-512): in ``q [b, D] @ e^T [D, W]`` equal
-rows of e gave different bits for W = 5, 17, 50, 123 or 513, never where W is a multiple of 16; and
-with b = 1 the product is a matrix-vector one whose bits change with the alignment of e. With the
-operands exchanged (items as the left matrix) it happened in almost every shape. So here, by
-construction:
+wherever they stand in the table, and a target must meet the bits its own column has. A BLAS does
+not promise that: it covers a product with register tiles and finishes the edges with other code,
+which adds in another order. Measured with MKL (torch 2.13, AVX-512): in ``q [b, D] @ e^T [D, W]``
+equal rows of e gave different bits for W = 5, 17, 50, 123 or 513, never where W is a multiple of
+16; and with b = 1 the product is a matrix-vector one whose bits change with the alignment of e.
+With the operands exchanged (items as the left matrix) it happened in almost every shape. So here,
+by construction:
 
 * every product of a call has one shape, ``[rows, D] @ [D, width]``: ``width`` is a multiple of 64,
   a tail tile is padded, and ``rows`` is a multiple of 16, padded with zero queries;
@@ -72,13 +72,16 @@ class ScoreTiles:
         self.width = min(width, -(-self.count // 64) * 64)
         blocks = max(1, -(-batch // rows))
         self.rows = -(-max(1, -(-batch // blocks)) // 16) * 16
-        f32 = {"dtype": torch.float32, "device": queries.device}
-        self._block = torch.zeros(self.rows, depth, **f32)
-        self._copy = torch.zeros(self.width, depth, **f32)
-        self._scores = torch.empty(self.rows, self.width, **f32)
+        self._block = self.new(self.rows, depth).zero_()
+        self._copy = self.new(self.width, depth).zero_()
+        self._scores = self.new(self.rows, self.width)
         dense = items.stride(1) == 1 and items.stride(0) >= depth
         self._in_place = items.dtype == torch.float32 and dense
         self.held = 0
+
+    def new(self, *shape: int) -> Tensor:
+        """An unwritten float32 tensor on the device."""
+        return torch.empty(shape, dtype=torch.float32, device=self.queries.device)
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Ranges of queries; each becomes the block that the other methods score."""
@@ -133,29 +136,30 @@ class ScoreTiles:
 
 
 class Entries:
-    """Single (row, column) places of a score matrix, grouped by the tile they fall into."""
+    """Single (row, column) places of a score matrix, grouped by the tile they fall into.
 
-    def __init__(self, rows: Tensor, columns: Tensor, tiles: ScoreTiles, repeats: bool) -> None:
+    ``keys`` are sorted; ``order`` says where each stood (only meaningful without ``unique``, which
+    drops repeats).
+    """
+
+    def __init__(self, rows: Tensor, columns: Tensor, tiles: ScoreTiles, unique: bool) -> None:
         per_tile = tiles.rows * tiles.width
         self.tiles = -(-tiles.count // tiles.width)
         group = (rows // tiles.rows) * self.tiles + columns // tiles.width
         flat = (rows % tiles.rows) * tiles.width + columns % tiles.width
         keys = group * per_tile + flat
-        self.order: Tensor | None = None
-        if repeats:
+        if unique:
             keys = torch.unique(keys)
-        else:
-            keys, self.order = keys.sort()
-        self.keys = keys
+        self.keys, self.order = keys.sort()
         self._per_tile = per_tile
         self._row_tiles = tiles
         blocks = -(-tiles.queries.shape[0] // tiles.rows)
         bounds = torch.arange(blocks * self.tiles + 1, device=keys.device) * per_tile
         # the one host read of the call: where each tile's entries begin
-        self.bounds: list[int] = torch.searchsorted(keys, bounds).tolist()
+        self.bounds: list[int] = torch.searchsorted(self.keys, bounds).tolist()
 
     def of(self, top: int, start: int) -> tuple[Tensor, slice]:
-        """Flat places in the tile that begins at (row ``top``, column ``start``), and their slice."""
+        """Flat places in the tile that begins at (``top``, ``start``), and their slice of keys."""
         tiles = self._row_tiles
         group = (top // tiles.rows) * self.tiles + start // tiles.width
         part = slice(self.bounds[group], self.bounds[group + 1])

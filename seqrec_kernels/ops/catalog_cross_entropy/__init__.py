@@ -49,7 +49,7 @@ def catalog_cross_entropy(
         item_bias: float32 ``[V]`` (float64 beside float64), added after the temperature, e.g. a
             log-Q correction. -inf takes an item out of the softmax; a row whose weighted target is
             taken out has the loss +inf.
-        first_item: rows of ``items`` below it are outside the softmax (padding), 0 <= first_item < V.
+        first_item: rows of ``items`` below it are outside the softmax (padding); in ``[0, V)``.
         temperature: Python float above 0. A value that changes every step recompiles a compiled
             graph every time; scale the queries by a tensor instead.
         reduction: "mean" over the rows that count, "sum", or "none" (per row). A row counts when it
@@ -65,9 +65,9 @@ def catalog_cross_entropy(
 
     Raises:
         TypeError, ValueError: shape, dtype, device or number, named with its value.
-        IndexError: a target that is neither -1 nor in ``[first_item, V)``, on the CPU in eager mode.
-            On CUDA and inside ``torch.compile`` the loss of its row is NaN instead (and such a slot
-            adds nothing to the gradients), unless ``SEQREC_CHECK_IDS=1``.
+        IndexError: a target that is neither -1 nor in ``[first_item, V)``, on the CPU in eager
+            mode. On CUDA and inside ``torch.compile`` the loss of its row is NaN instead (and such
+            a slot adds nothing to the gradients), unless ``SEQREC_CHECK_IDS=1``.
 
     The idea of never forming the logits: Wijmans et al., "Cut Your Losses in Large-Vocabulary
     Language Models" (ICLR 2025). How it is done here: ``blocked.py``.

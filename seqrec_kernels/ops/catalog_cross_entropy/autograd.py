@@ -157,9 +157,7 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
             found = _gradients(grad, problem, saved, ctx.needs, ctx.implementation)
     else:
-        found = _backward_operator(
-            grad.detach(), *problem, saved, ctx.needs, ctx.implementation
-        )
+        found = _backward_operator(grad.detach(), *problem, saved, ctx.needs, ctx.implementation)
     if torch.is_grad_enabled():
         sources = [t for t in (grad, *inputs) if t is not None]
         found = _FirstOrderOnly.apply(len(found), *found, *sources)

@@ -10,7 +10,7 @@ so the gradients are, with ``g_m`` the upstream gradient of row m,
 
     dq_m = 1/t sum_v g_m W_m p_mv e_v - 1/t sum_t g_m w_mt e_t          (and de_v, db_v alike)
 
-a *dense part*, two matrix products with the probabilities, and a *sparse part*, a few gathered rows.
+a *dense part*, two products with the probabilities, and a *sparse part*, a few gathered rows.
 
 **One primitive.** Every path rests on one step: a block of logits ``[R, V']`` is turned into its
 own softmax in place, and the log-sum-exp of the block comes out beside it:
@@ -23,14 +23,14 @@ and never into the block.
 
 **Two plans.**
 
-*One pass* (CPU, mean or sum with a gradient wanted, and rows of all V items fit the cache): for each
-block of rows, logits -> softmax in place -> dQ and dE. Three products, one exponential; the upstream
-gradient multiplies the finished gradients in the backward.
+*One pass* (CPU, mean or sum with a gradient wanted, and rows of all V items fit the cache): for
+each block of rows, logits -> softmax in place -> dQ and dE. Three products, one exponential; the
+upstream gradient multiplies the finished gradients in the backward.
 
-*Recompute* (everything else): the forward runs over item tiles and folds tile log-sum-exps together;
-the backward forms each tile again with the upstream gradient at hand. Items are the outer loop, so
-a tile's rows of dE stay in cache until they are complete. Four products, two exponentials, memory
-independent of V.
+*Recompute* (everything else): the forward runs over item tiles and folds their log-sum-exps
+together; the backward forms each tile again with the upstream gradient at hand. Items are the
+outer loop, so a tile's rows of dE stay in cache until they are complete. Four products, two
+exponentials, memory independent of V.
 
 **Memory.** One workspace a call, used by every block through ``out=``; beside it only vectors over
 rows, a copy of the queries, and what the caller gets.
@@ -109,7 +109,8 @@ class _Workspace:
 
     def scale(self, queries: Tensor, factor: Tensor) -> Tensor:
         """``queries`` with each row multiplied by its ``factor``."""
-        return torch.mul(queries, factor[:, None], out=self.scaled[: queries.numel()].view_as(queries))
+        out = self.scaled[: queries.numel()].view_as(queries)
+        return torch.mul(queries, factor[:, None], out=out)
 
     def rows_of(self, items: Tensor, start: int, stop: int) -> Tensor:
         """Rows of the item table as matrix products want them, copied only where they must be."""

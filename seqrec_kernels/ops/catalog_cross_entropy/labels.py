@@ -22,7 +22,7 @@ class Problem(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """Targets and weights as matrices over the items that take part (``first_item`` is column 0)."""
+    """Targets and weights as matrices; column 0 is ``first_item``."""
 
     columns: Tensor  # int64 [M, T], 0 in empty slots
     weights: Tensor  # [M, T], 0 in empty slots
@@ -37,9 +37,7 @@ def labels_of(problem: Problem, dtype: torch.dtype) -> Labels:
     A slot with an id out of range is treated as empty, so that nothing reads outside the table; its
     row is marked in ``wrong``. A row counts when it has a filled slot, whatever its weights.
     """
-    targets = problem.targets.view(problem.targets.shape[0], -1) if problem.targets.dim() == 1 else (
-        problem.targets
-    )
+    targets = problem.targets if problem.targets.dim() == 2 else problem.targets[:, None]
     in_range = (targets >= problem.first_item) & (targets < problem.items.shape[0])
     wrong = ((targets != -1) & ~in_range).any(1)
     columns = torch.where(in_range, targets - problem.first_item, 0)
@@ -48,7 +46,9 @@ def labels_of(problem: Problem, dtype: torch.dtype) -> Labels:
         weights = filled / filled.sum(1, keepdim=True).clamp(min=1)
     else:
         # where, not a product: what stands in an empty slot may be NaN
-        weights = torch.where(in_range, problem.weights.detach().view_as(targets).to(dtype), 0)
+        weights = torch.where(
+            in_range, problem.weights.detach().reshape(targets.shape).to(dtype), 0
+        )
     counts = (targets != -1).any(1).to(dtype)
     if problem.reduction == "mean":
         scale = counts / counts.sum().clamp(min=1)

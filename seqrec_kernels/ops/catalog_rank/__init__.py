@@ -70,10 +70,22 @@ def catalog_rank(
     seen = checks.seen_values(seen, items.shape[0])
 
     implementation = choose("catalog_rank", queries, items)
-    parts = (None, None, None) if seen is None else tuple(seen)
-    run = _run if checks.direct(queries, items, targets, item_bias, *parts) else _operator
-    arguments = (queries, items, targets, item_bias, first_item, *parts, seen_score)
-    return Rank(*run(*arguments, implementation))
+    offsets, ids, rows = (None, None, None) if seen is None else seen
+    plain = checks.direct(queries, items, targets, item_bias, offsets, ids, rows)
+    run = _run if plain else _operator
+    greater, equal = run(
+        queries,
+        items,
+        targets,
+        item_bias,
+        first_item,
+        offsets,
+        ids,
+        rows,
+        seen_score,
+        implementation,
+    )
+    return Rank(greater, equal)
 
 
 def _run(

@@ -62,14 +62,14 @@ def _count(
     batch, slots = columns.shape
     device = columns.device
     owner = torch.arange(batch, device=device).repeat_interleave(slots)
-    own = Entries(owner, columns.reshape(-1), tiles, repeats=False)
+    own = Entries(owner, columns.reshape(-1), tiles, unique=False)
     is_seen = torch.zeros(batch * slots, dtype=torch.bool, device=device)
     left_out = torch.zeros(batch, dtype=torch.int64, device=device)
     met = None
     if seen is not None:
         rows, places, wrong = seen_entries(seen, batch, first_item, first_item + tiles.count)
         in_range = in_range & ~wrong[:, None]
-        met = Entries(rows, places, tiles, repeats=True)
+        met = Entries(rows, places, tiles, unique=True)
         is_seen[own.order] = met.holds(own)
         if seen_score is None:
             left_out = torch.bincount(met.rows(), minlength=batch)

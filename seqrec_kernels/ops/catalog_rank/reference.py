@@ -28,7 +28,7 @@ def forward(
     columns = torch.where(in_range, wanted - first_item, 0)
     is_seen = torch.zeros_like(scores, dtype=torch.bool)
     if seen is not None:
-        rows, places, wrong = seen_entries(seen, *queries.shape[:1], first_item, items.shape[0])
+        rows, places, wrong = seen_entries(seen, queries.shape[0], first_item, items.shape[0])
         in_range = in_range & ~wrong[:, None]
         is_seen[rows, places] = True
     if seen_score is not None:

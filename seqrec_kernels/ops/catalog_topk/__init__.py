@@ -58,9 +58,12 @@ def catalog_topk(
     seen = checks.seen_values(checks.seen_items(seen, queries), items.shape[0])
 
     implementation = choose("catalog_topk", queries, items)
-    parts = (None, None, None) if seen is None else tuple(seen)
-    run = _run if checks.direct(queries, items, item_bias, *parts) else _operator
-    return TopK(*run(queries, items, k, item_bias, first_item, *parts, implementation))
+    offsets, ids, rows = (None, None, None) if seen is None else seen
+    run = _run if checks.direct(queries, items, item_bias, offsets, ids, rows) else _operator
+    scores, found = run(
+        queries, items, k, item_bias, first_item, offsets, ids, rows, implementation
+    )
+    return TopK(scores, found)
 
 
 def _run(

@@ -8,11 +8,11 @@ back from the key.
 **Groups.** Keys for every score would cost more than the product. So each product tile ``[R, w]``
 is seen as ``[R, G, w/G]`` and, while it is in cache, reduced to the maximum over G: w/G *strided
 groups* (neighbours lie in different groups; the reduction is elementwise over contiguous runs and
-vectorises). The k best items lie in the k groups with the largest maxima: an item outside them has k
-items above it, one in each of these groups. Only the ``k G`` scores of those groups become keys.
-The argument needs the maxima chosen to be above the ones left out; where the k-th and the next tie,
-the rows concerned go the exact way, keys of all scores. That is rare for real scores, and right for
-any.
+vectorises). The k best items lie in the k groups with the largest maxima: an item outside them has
+k items above it, one in each of these groups. Only the ``k G`` scores of those groups become keys.
+The argument needs the maxima chosen to be above the ones left out; where the k-th and the next
+tie, the rows concerned go the exact way, keys of all scores. That is rare for real scores, and
+right for any.
 
 **Memory.** Product tiles stand side by side in a *span* ``[R, S]`` of one workspace, with the group
 maxima beside it; catalogues wider than S are merged span by span.
@@ -53,7 +53,7 @@ def forward(
         met = None
         if seen is not None:
             rows, places, wrong = seen_entries(seen, batch, first_item, items.shape[0])
-            met = Entries(rows, places, tiles, repeats=True)
+            met = Entries(rows, places, tiles, unique=True)
         nothing = _keys(queries.new_full((1, 1), -torch.inf, dtype=torch.float32), 0)
         best = nothing.expand(batch, k).clone()
         span = _Span(tiles)
@@ -77,9 +77,8 @@ class _Span:
         self.tiles = tiles
         count = min(SPAN, len(tiles.starts()))
         self.groups = tiles.width // GROUP  # of a tile
-        f32 = {"dtype": torch.float32, "device": tiles.items.device}
-        self.buffer = torch.empty(tiles.rows, count * tiles.width, **f32)
-        self.maxima = torch.empty(tiles.rows, count * self.groups, **f32)
+        self.buffer = tiles.new(tiles.rows, count * tiles.width)
+        self.maxima = tiles.new(tiles.rows, count * self.groups)
         self.scores, self.tops = self.buffer, self.maxima
         self.start = 0
 

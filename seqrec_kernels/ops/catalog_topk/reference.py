@@ -24,7 +24,7 @@ def forward(
     scores = dense_scores(queries, items, item_bias, first_item)
     scores = torch.where(scores.isnan(), -torch.inf, scores)
     if seen is not None:
-        rows, places, wrong = seen_entries(seen, *queries.shape[:1], first_item, items.shape[0])
+        rows, places, wrong = seen_entries(seen, queries.shape[0], first_item, items.shape[0])
         scores[rows, places] = -torch.inf
         scores[wrong] = -torch.inf
     best, ids = scores.sort(dim=1, descending=True, stable=True)
