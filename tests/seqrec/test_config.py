@@ -291,7 +291,7 @@ def test_no_data() -> None:
 
 
 def test_the_names_are_those_the_layers_below_know() -> None:
-    """They are written twice so that a mistyped one is refused before anything heavy is imported."""
+    """Written twice, so that a mistyped one is refused before anything heavy is imported."""
     from seqrec.data.events import REPEATS
     from seqrec.data.sources import FORMATS
     from seqrec.data.split import SPLITS
