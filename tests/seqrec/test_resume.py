@@ -1,0 +1,537 @@
+"""A run that is stopped anywhere, in any way, ends in the same bytes as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from little import SETTINGS, log_dict, write_lines
+
+import seqrec
+from seqrec import api, files, rundir
+from seqrec.cli import main
+from seqrec.errors import Interrupted, UsageError
+from seqrec.methods.sasrec import SASRecMethod
+from seqrec.run import Run
+from seqrec.training import finish, state
+from seqrec.training.journal import read_journal
+
+# Two epochs of two steps, a state saved after each of them
+SETS: dict[str, Any] = SETTINGS | {
+    "training.epochs": 2,
+    "training.batch": 30,
+    "training.save_every": 0.0,
+    "encoder.layers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lines(tmp_path_factory.mktemp("data") / "log.txt", log_dict(users=50, items=20))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run nobody stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return seqrec.train("sasrec", data, out, sets=SETS, progress=False)
+
+
+def bytes_of(run: Run | Path) -> dict[str, bytes]:
+    """All files of a finished run that must not depend on how it came about."""
+    directory = run if isinstance(run, Path) else run.directory
+    names = ("model.safetensors", "items.txt", "ranks/valid.npz", "ranks/test.npz")
+    return {name: (directory / name).read_bytes() for name in names}
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """The result without clocks."""
+    return {k: v for k, v in run.result.items() if k not in ("timing", "commit")}
+
+
+def epochs(run: Run) -> list[dict[str, Any]]:
+    """The epochs of the log without clocks."""
+    return [
+        {k: v for k, v in event.items() if "seconds" not in k}
+        for event in read_journal(run.directory / "log.jsonl")
+        if event["event"] == "epoch"
+    ]
+
+
+def assert_same(run: Run, whole: Run) -> None:
+    assert bytes_of(run) == bytes_of(whole)
+    assert facts(run) == facts(whole)
+    assert epochs(run) == epochs(whole)
+    leftovers = [path for path in run.directory.rglob("*") if path.name.endswith(".tmp")]
+    assert leftovers == []
+
+
+# Killed at every write ----------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process is gone: nothing it would still do is done, no `finally` either."""
+
+
+class Executioner:
+    """Lets all operations that change the disk pass but the k-th, and none after it.
+
+    Args:
+        torn: the k-th operation, where it writes a file, leaves half of it behind.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, k: int, torn: bool = False) -> None:
+        self.count = 0
+        self.k = k
+        self.torn = torn
+        self.dead = False
+        for where, name in (
+            (os, "replace"),
+            (os, "fsync"),
+            (shutil, "rmtree"),
+            (shutil, "copyfile"),
+            (Path, "mkdir"),
+            (Path, "unlink"),
+            (Path, "write_bytes"),
+            (Path, "write_text"),
+            (state, "save_file"),
+        ):
+            patch.setattr(where, name, self._guarded(getattr(where, name), name))
+
+    def _guarded(self, original: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def operation(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            if self.dead or self.count == self.k:
+                if not self.dead and self.torn:
+                    self._tear(original, name, args, kwargs)
+                self.dead = True
+                raise Killed
+            return original(*args, **kwargs)
+
+        return operation
+
+    @staticmethod
+    def _tear(original: Callable[..., Any], name: str, args: Any, kwargs: Any) -> None:
+        if name in ("write_bytes", "write_text"):
+            original(args[0], args[1][: len(args[1]) // 2], **kwargs)
+        elif name in ("save_file", "copyfile"):
+            original(*args, **kwargs)
+            written = Path(args[1])
+            content = written.read_bytes()
+            with open(written, "wb") as stream:
+                stream.write(content[: len(content) // 2])
+        elif name == "rmtree" and Path(args[0]).exists():
+            for file in list(Path(args[0]).iterdir())[:1]:
+                os.remove(file)
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """git is slow and asked twice a run; what fsync promises shows only when the power fails."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(api, "commit", lambda: None)
+    monkeypatch.setattr(finish, "commit", lambda: None)
+
+
+def killed_at(k: int, data: Path, out: Path, *, torn: bool = False, resume: bool = False) -> bool:
+    """Train or resume with the k-th change of the disk as the last; False: it came to an end."""
+    with pytest.MonkeyPatch.context() as patch:
+        Executioner(patch, k, torn)
+        try:
+            if resume:
+                seqrec.resume(out, progress=False)
+            else:
+                seqrec.train("sasrec", data, out, sets=SETS, progress=False)
+        except Killed:
+            return True
+    return False
+
+
+def finished(data: Path, out: Path) -> Run:
+    """What a user does then: resume, or, where no run was begun yet, train."""
+    if (out / rundir.CONFIG).exists():
+        return seqrec.resume(out, progress=False)
+    with pytest.raises(UsageError, match=r"no run in .*no config\.toml"):
+        seqrec.resume(out, progress=False)
+    return seqrec.train("sasrec", data, out, sets=SETS, progress=False)
+
+
+def writes(data: Path, out: Path) -> int:
+    """How often an unstopped run changes the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        counter = Executioner(patch, 0)
+        seqrec.train("sasrec", data, out, sets=SETS, progress=False)
+        return counter.count
+
+
+@pytest.mark.slow
+def test_killed_at_any_write_and_resumed_it_ends_in_the_same_bytes(
+    data: Path, whole: Run, tmp_path: Path, quiet: None
+) -> None:
+    n = writes(data, tmp_path / "counted")
+    assert n > 100
+    for k in range(1, n + 1):
+        out = tmp_path / f"run-{k}"
+        assert killed_at(k, data, out, torn=k % 2 == 0), k
+        assert_same(finished(data, out), whole)
+        shutil.rmtree(out)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_in_the_same_bytes(
+    data: Path, whole: Run, tmp_path: Path, quiet: None
+) -> None:
+    """Each life lasts a random number of writes; the run moves on all the same."""
+    for seed in range(6):
+        rng = random.Random(seed)
+        out = tmp_path / f"run-{seed}"
+        assert killed_at(rng.randrange(30, 60), data, out, torn=True)
+        lives = 1
+        while killed_at(rng.randrange(5, 60), data, out, torn=lives % 2 == 0, resume=True):
+            lives += 1
+            assert lives < 100
+        assert lives > 2
+        assert_same(finished(data, out), whole)
+
+
+# Killed by the operating system -------------------------------------------------------------------
+
+
+def command(*words: str | Path, threads: int = 1) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "seqrec.cli", *map(str, words)],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    begun = time.monotonic()
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - begun < 120
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_and_ctrl_c_in_real_processes(data: Path, tmp_path: Path) -> None:
+    sets = SETS | {"training.epochs": 30, "training.patience": 30, "training.save_every": 0.05}
+    words = [f"{name}={value}" for name, value in sets.items()]
+    whole = command("train", "sasrec", "--data", data, "--out", tmp_path / "whole", "--set", *words)
+    assert whole.wait() == 0, whole.communicate()
+
+    out = tmp_path / "run"
+    log = out / "log.jsonl"
+
+    def epochs_done() -> int:
+        return log.read_bytes().count(b'"epoch", "epoch"') if log.exists() else 0
+
+    rng = random.Random(0)
+    process = command("train", "sasrec", "--data", data, "--out", out, "--set", *words)
+    for target, how in ((1, signal.SIGKILL), (8, signal.SIGINT), (16, signal.SIGKILL)):
+        wait_for(lambda target=target: epochs_done() >= target, process)  # type: ignore[misc]
+        time.sleep(rng.random() * 0.1)
+        process.send_signal(how)
+        stdout, stderr = process.communicate()
+        assert not (out / "result.json").exists()
+        if how == signal.SIGINT:
+            assert process.returncode == 130
+            assert stdout == ""
+            assert f"seqrec resume {out}" in stderr.splitlines()[-1]
+            assert "Traceback" not in stderr
+        process = command("resume", out)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert bytes_of(out) == bytes_of(tmp_path / "whole")
+    assert facts(Run(out)) == facts(Run(tmp_path / "whole"))
+    assert epochs(Run(out)) == epochs(Run(tmp_path / "whole"))
+
+
+# Ctrl-C -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signalled(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Send this process a signal at the k-th training step (from 0) of the whole run."""
+
+    def at(step: int, number: int = signal.SIGINT, times: int = 1) -> None:
+        loss = SASRecMethod.loss
+        left = [times]
+
+        def spy(self: SASRecMethod, batch: Any, of: Any) -> Any:
+            if of.step == step:
+                while left[0] > 0:
+                    left[0] -= 1
+                    os.kill(os.getpid(), number)
+            return loss(self, batch, of)
+
+        monkeypatch.setattr(SASRecMethod, "loss", spy)
+
+    return at  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_ctrl_c_at_any_step_saves_and_says_how_to_resume(
+    data: Path,
+    whole: Run,
+    tmp_path: Path,
+    signalled: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+) -> None:
+    out = tmp_path / "a run"
+    sets = SETS | {"training.save_every": 1e9}
+    signalled(step, signal.SIGTERM if step == 1 else signal.SIGINT)
+    words = [f"{name}={value}" for name, value in sets.items()]
+    code = main(["train", "sasrec", "--data", str(data), "--out", str(out), "--set", *words])
+    stdout, stderr = capsys.readouterr()
+    assert code == 130 and stdout == ""
+    assert f"seqrec resume '{out}'" in stderr.splitlines()[-1]
+    assert not (out / "result.json").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    resumed = seqrec.resume(out, progress=False)
+    start = [e for e in read_journal(out / "log.jsonl") if e["event"] == "resume"]
+    assert [event["step"] for event in start] == [step + 1]  # not one step is done again
+    assert bytes_of(resumed) == bytes_of(whole)
+    assert epochs(resumed) == epochs(whole)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_run_can_still_be_resumed(
+    data: Path, whole: Run, tmp_path: Path, signalled: Callable[..., None]
+) -> None:
+    signalled(2, times=2)
+    with pytest.raises(Interrupted, match="run"):
+        seqrec.train("sasrec", data, tmp_path / "run", sets=SETS, progress=False)
+    assert_same(seqrec.resume(tmp_path / "run", progress=False), whole)
+
+
+def test_ctrl_c_while_the_result_is_made_also_says_how_to_resume(
+    data: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "judge_rulers", interrupted)
+        with pytest.raises(Interrupted):
+            seqrec.train("sasrec", data, tmp_path / "run", sets=SETS, progress=False)
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert_same(seqrec.resume(tmp_path / "run", progress=False), whole)
+
+
+# Damage -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run killed in its second epoch, with two sound generations."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    loss = SASRecMethod.loss
+
+    def dies(self: SASRecMethod, batch: Any, step: Any) -> Any:
+        if step.step == 3:
+            raise Killed
+        return loss(self, batch, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SASRecMethod, "loss", dies)
+        with pytest.raises(Killed):
+            seqrec.train("sasrec", data, out, sets=SETS, progress=False)
+    return out
+
+
+@pytest.fixture
+def copy(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def generations(out: Path) -> list[Path]:
+    return sorted((out / "state").iterdir())
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 3)
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def _garble(path: Path) -> None:
+    path.write_text("{]")
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip, Path.unlink, _garble])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "best.safetensors", "counters.json"])
+@pytest.mark.parametrize("how_many", [1, 2])
+def test_damaged_state_falls_back_says_so_and_ends_in_the_same_bytes(
+    copy: Path,
+    whole: Run,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    name: str,
+    how_many: int,
+) -> None:
+    for folder in generations(copy)[-how_many:]:
+        damage(folder / name)
+    resumed = seqrec.resume(copy)
+    said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert len(said) == how_many
+    start = next(e for e in read_journal(copy / "log.jsonl") if e["event"] == "resume")
+    assert start["step"] == (2 if how_many == 1 else 0)
+    assert_same(resumed, whole)
+
+
+def test_damaged_weights_of_the_best_epoch_are_put_back(copy: Path, whole: Run) -> None:
+    _flip(copy / "model.safetensors")
+    assert_same(seqrec.resume(copy, progress=False), whole)
+
+
+def test_a_run_without_state_starts_at_step_0(copy: Path, whole: Run) -> None:
+    for path in list(copy.iterdir()):
+        if path.name != "config.toml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    resumed = seqrec.resume(copy, progress=False)
+    assert_same(resumed, whole)
+    first = json.loads((copy / "log.jsonl").read_text().splitlines()[0])
+    assert (first["event"], first["step"]) == ("resume", 0)
+
+
+def test_a_torn_log_line_is_no_error(copy: Path, whole: Run) -> None:
+    with (copy / "log.jsonl").open("a") as stream:
+        stream.write('{"event": "epoch", "epo')
+    assert_same(seqrec.resume(copy, progress=False), whole)
+    for line in (copy / "log.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def test_a_missing_result_of_a_finished_training_is_written_again(
+    whole: Run, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole.directory, tmp_path / "run"))
+    (out / "result.json").unlink()
+    shutil.rmtree(out / "ranks")
+    resumed = seqrec.resume(out, progress=False)
+    assert_same(resumed, whole)
+
+
+# Who may resume what ------------------------------------------------------------------------------
+
+
+def resume_command(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    code = main(["resume", str(out)])
+    return code, capsys.readouterr().err.splitlines()
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()
+    }
+
+
+def test_of_a_finished_run_it_says_so_and_changes_nothing(
+    whole: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(whole.directory)
+    code, lines = resume_command(whole.directory, capsys)
+    assert code == 0
+    assert "finished" in lines[0]
+    assert tree(whole.directory) == before
+
+
+def test_while_another_process_writes_the_second_is_turned_away(
+    copy: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with rundir.locked(copy):
+        before = tree(copy)
+        code, lines = resume_command(copy, capsys)
+        assert (code, len(lines)) == (2, 1) and "another process" in lines[0]
+        code = main(["train", "sasrec", "--data", str(data), "--out", str(copy), "--overwrite"])
+        assert code == 2 and "another process" in capsys.readouterr().err
+        assert tree(copy) == before
+
+
+def test_a_lock_left_behind_is_no_lock(copy: Path, whole: Run) -> None:
+    (copy / ".lock").write_text("12345\n")
+    assert_same(seqrec.resume(copy, progress=False), whole)
+
+
+@pytest.fixture
+def changed(copy: Path, data: Path, tmp_path: Path) -> Iterator[Path]:
+    """The run's data, one event longer until the test is over."""
+    original = data.read_bytes()
+    data.write_bytes(original + b"new-user i1 i2 i3\n")
+    yield copy
+    data.write_bytes(original)
+
+
+def test_other_data_is_refused_and_nothing_is_lost(
+    changed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(changed)
+    code, lines = resume_command(changed, capsys)
+    assert (code, len(lines)) == (2, 1)
+    assert "the data has changed" in lines[0]
+    assert tree(changed) == before
+
+
+def test_data_that_is_gone_and_a_directory_without_a_run_are_refused(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = (copy / "config.toml").read_text()
+    lines = [
+        f'path = "{tmp_path}/gone.txt"' if line.startswith("path = ") else line
+        for line in config.splitlines()
+    ]
+    (copy / "config.toml").write_text("\n".join(lines) + "\n")
+    code, said = resume_command(copy, capsys)
+    assert (code, len(said)) == (2, 1) and "gone.txt" in said[0]
+    for place in (tmp_path / "nowhere", tmp_path):
+        code, said = resume_command(place, capsys)
+        assert (code, len(said)) == (2, 1) and "no run in" in said[0]
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[data\n", '[data]\npath = "x"\nspeed = 3\n', "\x00\xff"])
+def test_a_damaged_configuration_is_named(
+    copy: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (copy / "config.toml").write_bytes(text.encode("latin-1"))
+    before = tree(copy)
+    code, said = resume_command(copy, capsys)
+    assert (code, len(said)) == (2, 1) and "config.toml" in said[0]
+    assert tree(copy) == before
+
+
+def test_write_atomic_leaves_the_old_content_or_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_atomic(path, "old")
+    k = 0
+    while True:
+        k += 1
+        with pytest.MonkeyPatch.context() as patch:
+            Executioner(patch, k, torn=True)
+            try:
+                files.write_atomic(path, "new content")
+            except Killed:
+                assert path.read_text() in ("old", "new content")
+                continue
+        break
+    assert k > 4
+    assert path.read_text() == "new content"
