@@ -138,7 +138,7 @@ class SequenceStore:
 
     def prefix_index(self) -> tuple[np.ndarray, np.ndarray]:
         """All prefixes: (sequence, length before any cut), int64 [n_prefixes] each, on the host."""
-        # side="right" steps over empty sequences, which begin where the next one does
+        # a prefix ends inside its sequence, never where one begins, so empty ones do not matter
         sequences = np.searchsorted(self.offsets, self._prefix_ends, side="right") - 1
         return sequences, self._prefix_ends - self.offsets[sequences]
 

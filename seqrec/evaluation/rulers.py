@@ -107,9 +107,8 @@ class Popularity:
         if seen != "include":
             seen_keys = np.unique(inputs.row_of_values() * self.n_items + inputs.values)
         target_seen = _contains(seen_keys, target_keys)
-        # a target that is left out as seen keeps its own score; one that is set to 0 loses it
         others = seen_keys[~_contains(target_keys, seen_keys)]
-        lost = _contains(others if seen == "exclude" else seen_keys, scores.keys)
+        lost = _contains(seen_keys, scores.keys)
         scores = _Scores(scores.keys[~lost], scores.values[~lost])
         count = self.counts[items]
         if seen == "zero":

@@ -82,6 +82,14 @@ def test_files(tmp_path: Path, case: str) -> None:
     assert what in message and where in message and str(path) in message
 
 
+def test_a_user_on_two_lines_hears_why_these_are_no_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("u x\nv y\nu z q\n")
+    assert "`user item` on every line (line 3 has not two fields)" in refused(path)
+    path.write_text("u x\nu y\n")
+    assert "two fields" not in refused(path, format="lines")
+
+
 def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no such file" in refused(str(tmp_path / "absent.csv"))
     assert "this is a folder" in refused(tmp_path)

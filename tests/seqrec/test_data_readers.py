@@ -124,6 +124,12 @@ def test_whole_times_are_compared_exactly(tmp_path: Path) -> None:
     assert histories(read_log(write(tmp_path, "y.csv", text))) == {"u": ["early", "late"]}
 
 
+def test_only_a_users_own_events_tie() -> None:
+    frame = pl.DataFrame({"user": ["a", "a", "b", "b"], "item": list("xyxy"), "time": [1, 2, 2, 3]})
+    assert read_log(frame).tied_share == 0
+    assert read_log(frame.with_columns(time=pl.Series([1, 2, 2, 2]))).tied_share == 0.5
+
+
 def test_parquet_and_frames(tmp_path: Path) -> None:
     frame = pl.DataFrame(
         {
@@ -185,6 +191,8 @@ def test_repeats() -> None:
     source = {"a": list("xxyxyy"), "b": list("yy")}
     assert histories(read_log(source)) == source
     assert histories(read_log(source, repeats="first")) == {"a": ["x", "y"], "b": ["y"]}
+    first = read_log({"a": list("xyxz"), "b": list("zzyz")}, repeats="first")
+    assert histories(first) == {"a": ["x", "y", "z"], "b": ["z", "y"]}
     adjacent = read_log(source, repeats="adjacent")
     assert histories(adjacent) == {"a": list("xyxy"), "b": ["y"]}
     assert "0 users, 0 items, 3 interactions" in adjacent.notes[-1]

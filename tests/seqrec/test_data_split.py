@@ -85,6 +85,11 @@ def test_describe(tmp_path: Path) -> None:
     assert "dropped by min_user=0, min_item=2, repeats=keep: 0 users, 2 items, 2 inter" in dropped
 
 
+def test_describe_counts_repeats_inside_a_user() -> None:
+    text = "\n".join(describe(read_log({"a": list("xyxz"), "b": list("zyx")})))
+    assert "1 events (14.29%) repeat an item of the same user, 0 of them right after" in text
+
+
 def test_describe_says_why_nothing_can_be_evaluated() -> None:
     lines = describe(read_log({"a": list("xyz"), "b": ["x"]}))
     assert "nothing: 1 of 2 users can be evaluated" in lines[-1]
@@ -101,6 +106,8 @@ def test_histories_are_lines_whatever_they_look_like(tmp_path: Path) -> None:
         ("bob", ["007"]),
     ]
     assert read_histories(path) == wanted
+    path.write_text("user_id x\n")  # a header names both columns
+    assert read_histories(path) == [("user_id", ["x"])]
     path.write_text("u x\nv y\nu z\n")  # for train these would be pairs
     assert read_histories(path) == [("u", ["x"]), ("v", ["y"]), ("u", ["z"])]
     assert read_histories(path, format="pairs") == [("u", ["x", "z"]), ("v", ["y"])]

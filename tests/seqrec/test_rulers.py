@@ -104,6 +104,7 @@ def test_a_higher_count_decides_between_equal_scores_and_below_them() -> None:
 
 
 def test_a_miss_is_a_miss_in_a_catalogue_of_any_size() -> None:
+    assert MISS > 10**9, "beyond any K"
     train = Jagged.from_lists([[0, 1, 0]])
     targets = targets_of([[0], [0]], [0, 1])
     for ruler in (Popularity(train, 2), ItemToItem(train, 2)):

@@ -188,6 +188,12 @@ def test_best_possible_by_brute_force() -> None:
         assert best.equal[b] == sum(p[v] == own for v in others)
     assert best.users.tolist() == targets.users.tolist()
 
+    # a target that cannot come next is behind everything that can, and level with nothing
+    had = Targets(targets.users, targets.inputs, targets.inputs.values[targets.inputs.offsets[:-1]])
+    again = best_possible.best_possible(TINY, had, (5,))
+    assert again.greater.tolist() == (13 - targets.inputs.lengths()).tolist()
+    assert not again.equal.any()
+
 
 def test_the_defaults_are_what_the_contract_measured() -> None:
     split = split_log(read_log("synthetic"))
