@@ -7,11 +7,14 @@ width. Nothing depends on the number of rows or items, so a row's result does no
 was filled by compiling (``tests/kernels/test_triton_compiles.py`` holds it to: shared memory under
 the limit, nothing spilled, tensor-core instructions there); no entry has been timed on a GPU.
 
-**Precision.** float16 and bfloat16 operands go into the tensor cores as they are, with float32 sums.
-float32 operands go there in three TF32 products of their upper and lower halves ("tf32x3", about
-22 bits), which differs from float32 in the last bits; only a loss under
+**Precision.** float16 and bfloat16 operands go into the tensor cores as they are, with float32
+sums. float32 operands go there in three TF32 products of their upper and lower halves ("tf32x3",
+about 22 bits), which differs from float32 in the last bits; only a loss under
 ``torch.set_float32_matmul_precision("high")`` takes a single TF32 product.
 """
+
+# mypy: disable-error-code="no-untyped-def"
+# (device functions take blocks and pointers, which have no Python types)
 
 from __future__ import annotations
 
@@ -50,3 +53,146 @@ OVERRIDE: Tile | None = None
 def shared_limit(capability: int) -> int:
     """Bytes of shared memory that one block may use on a chip, e.g. 90 for sm_90."""
     return _SHARED.get(capability, _LEAST_SHARED)
+
+
+def tile(kind: str, dtype: torch.dtype, depth: int, capability: int) -> Tile:
+    """The tile of one kernel.
+
+    Args:
+        kind: "scores" (a product whose result is reduced along the items), "rows" (a gradient of
+            queries) or "columns" (a gradient of items).
+        dtype: of the operands. depth: the width D. capability: e.g. 90 for sm_90.
+    """
+    if OVERRIDE is not None:
+        return OVERRIDE
+    width = max(16, triton.next_power_of_2(depth))
+    wide = shared_limit(capability) > _LEAST_SHARED
+    if dtype == torch.float32:
+        return _float32(kind, width, wide)
+    if kind == "scores":
+        return Tile(128 if wide else 64, 128, min(width, 128), 0, 8, 3)
+    return Tile(64, 64, min(width, 128), min(width, 128), 4, 2)
+
+
+def _float32(kind: str, width: int, wide: bool) -> Tile:
+    if kind == "scores":
+        return Tile(64, 64, min(width, 64), 0, 4, 2)
+    return Tile(64, 32, min(width, 32), min(width, 128), 4, 1)
+
+
+def capability(tensor: Tensor) -> int:
+    """The compute capability of a tensor's device, e.g. 90; of the interpreter, the smallest."""
+    if not tensor.is_cuda:
+        return 0
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
+def splits(blocks: int, tiles: int) -> tuple[int, int]:
+    """Into how many parts to cut a loop over ``tiles`` run by ``blocks`` programs, and their size.
+
+    Enough programs to fill a chip, and at least four tiles each.
+    """
+    parts = max(1, _PROGRAMS // max(blocks, 1))
+    size = max(-(-tiles // parts), 4)
+    return -(-tiles // size), size
+
+
+_PROGRAMS = 288  # about two for each multiprocessor of sm_80 (108), sm_90 (132) and sm_100 (148)
+
+
+# ---- launching -----------------------------------------------------------------------------------
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Makes the tensor's device the current one: a launch goes to that, whatever it is given."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def dense(matrix: Tensor) -> Tensor:
+    """``matrix`` with its rows one after another, copied only where they are not."""
+    return matrix.detach().contiguous()
+
+
+def dense_rows(table: Tensor) -> Tensor:
+    """``table`` with each row in one piece, copied only where it is not; rows may lie anywhere."""
+    table = table.detach()
+    return table if table.stride(1) == 1 or table.shape[1] == 1 else table.contiguous()
+
+
+# ---- device functions ----------------------------------------------------------------------------
+
+_UPCAST = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def dot(b_a, b_b, b_acc, PRECISION: tl.constexpr):
+    """``b_acc + b_a @ b_b``, sums in float32."""
+    if _UPCAST:  # numpy knows no bfloat16; products of narrow floats are exact in float32
+        b_a = b_a.to(tl.float32)
+        b_b = b_b.to(tl.float32)
+    return tl.dot(b_a, b_b, b_acc, input_precision=PRECISION)
+
+
+@triton.jit
+def load_rows(
+    table,
+    i_row,
+    n_rows,
+    i_d,
+    STRIDE: tl.constexpr,
+    D: tl.constexpr,
+    BR: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Rows ``i_row ..`` and columns ``i_d ..`` of a table, 0 outside it: ``[BR, BD]``."""
+    o_r = tl.arange(0, BR)
+    o_d = i_d + tl.arange(0, BD)
+    m_r = o_r < tl.minimum(n_rows - i_row, BR).to(tl.int32)
+    if STRIDE * BR >= 2**31:
+        o_r = o_r.to(tl.int64)
+    p_r = table + i_row * STRIDE + (o_r[:, None] * STRIDE + o_d[None, :])  # [BR, BD]
+    if D % BD == 0:
+        return tl.load(p_r, mask=m_r[:, None], other=0.0)
+    return tl.load(p_r, mask=m_r[:, None] & (o_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def gather_rows(table, o_r, m_r, i_d, STRIDE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+    """Rows ``o_r`` (int64), columns ``i_d ..`` of a table, 0 where ``m_r`` is not: ``[BR, BD]``."""
+    o_d = i_d + tl.arange(0, BD)
+    p_r = table + (o_r[:, None] * STRIDE + o_d[None, :])  # [BR, BD]
+    return tl.load(p_r, mask=m_r[:, None] & (o_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def scores(
+    left,
+    right,
+    b_l,
+    i_l,
+    n_l,
+    i_r,
+    n_r,
+    STRIDE_L: tl.constexpr,
+    STRIDE_R: tl.constexpr,
+    D: tl.constexpr,
+    BL: tl.constexpr,
+    BR: tl.constexpr,
+    BD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Dot products of rows ``i_l ..`` of one table and ``i_r ..`` of another: float32 ``[BL, BR]``.
+
+    ``b_l`` holds the left rows where one chunk covers the width; else they are read chunk by chunk.
+    """
+    b_s = tl.zeros([BL, BR], dtype=tl.float32)
+    if D <= BD:
+        b_r = load_rows(right, i_r, n_r, 0, STRIDE_R, D, BR, BD)  # [BR, BD]
+        b_s = dot(b_l, tl.trans(b_r), b_s, PRECISION)
+    else:
+        for i_d in tl.static_range(0, D, BD):
+            b_c = load_rows(left, i_l, n_l, i_d, STRIDE_L, D, BL, BD)  # [BL, BD]
+            b_r = load_rows(right, i_r, n_r, i_d, STRIDE_R, D, BR, BD)  # [BR, BD]
+            b_s = dot(b_c, tl.trans(b_r), b_s, PRECISION)
+    return b_s

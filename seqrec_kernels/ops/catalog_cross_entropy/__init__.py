@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec_kernels import checks
+from seqrec_kernels import checks, triton_loader
 from seqrec_kernels.backend import choose, register
 from seqrec_kernels.ops.catalog_cross_entropy import autograd, blocked, reference
 from seqrec_kernels.ops.catalog_cross_entropy.labels import Problem
@@ -14,7 +14,11 @@ __all__ = ["catalog_cross_entropy"]
 
 register(
     "catalog_cross_entropy",
-    {"blocked": blocked.unsupported, "reference": reference.unsupported},
+    {
+        "triton": triton_loader.unsupported,
+        "blocked": blocked.unsupported,
+        "reference": reference.unsupported,
+    },
 )
 
 

@@ -20,8 +20,12 @@ from torch import Tensor
 from seqrec_kernels import checks
 from seqrec_kernels.ops.catalog_cross_entropy import blocked
 from seqrec_kernels.ops.catalog_cross_entropy.labels import Problem
+from seqrec_kernels.triton_loader import TritonKernels
 
-_implementations: dict[str, ModuleType] = {"blocked": blocked}
+_implementations: dict[str, ModuleType] = {
+    "triton": TritonKernels("catalog_cross_entropy"),
+    "blocked": blocked,
+}
 
 
 def catalog_cross_entropy(problem: Problem, implementation: str) -> Tensor:
