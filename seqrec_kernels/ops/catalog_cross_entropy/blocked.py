@@ -133,11 +133,11 @@ def _softmax_(block: Tensor) -> Tensor:
     return high - block.amax(1).log_()
 
 
-def _chosen(block: Tensor, columns: Tensor, start: int) -> Tensor:
-    """The block's logits at the targets, ``[R, T]``; 0 where a target stands in another block."""
-    local = columns - start
-    inside = (local >= 0) & (local < block.shape[1])
-    return torch.where(inside, block.gather(1, local.clamp(0, block.shape[1] - 1)), 0)
+def _chosen(block: Tensor, columns: Tensor, start: int, stop: int) -> Tensor:
+    """Logits at the targets, ``[R, T]``, 0 for one outside the block's items ``start .. stop``."""
+    inside = (columns >= start) & (columns < stop)
+    local = torch.where(inside, columns - start, 0)
+    return torch.where(inside, block.gather(1, local), 0)
 
 
 def _bias(problem: Problem) -> Tensor | None:
@@ -187,7 +187,7 @@ def forward(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
         tile_bias = None if bias is None else bias[start:stop]
         for top, end in _ranges(queries.shape[0], tile_rows):
             block = work.logits(queries[top:end], tile, tile_bias)
-            chosen[top:end] += _chosen(block, labels.columns[top:end], start)
+            chosen[top:end] += _chosen(block, labels.columns[top:end], start, stop)
             torch.logaddexp(lse[top:end], _softmax_(block), out=lse[top:end])
     return _reduced(problem, labels, lse, chosen), [lse] if any(needs) else []
 
@@ -210,7 +210,7 @@ def _one_pass(
     dense = labels.scale * labels.mass
     for top, end in _ranges(queries.shape[0], rows):
         block = work.logits(queries[top:end], items, bias)
-        chosen[top:end] = _chosen(block, labels.columns[top:end], 0)
+        chosen[top:end] = _chosen(block, labels.columns[top:end], 0, items.shape[0])
         lse[top:end] = _softmax_(block)
         block = block[:, : items.shape[0]]
         if d_queries is not None:

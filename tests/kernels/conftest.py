@@ -1,0 +1,64 @@
+"""What every kernel test runs under: fixed seeds, poisoned memory, and tiles made tiny on request."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from seqrec_kernels.ops.catalog_cross_entropy import blocked as cross_entropy
+from seqrec_kernels.ops.catalog_rank import blocked as rank
+from seqrec_kernels.ops.catalog_topk import blocked as topk
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that the package allocates without writing it holds NaN, or -2**40 for integers.
+
+    An output or workspace that is read before it is written then shows in the result instead of
+    holding whatever the allocator left there.
+    """
+
+    def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(*arguments: Any, **options: Any) -> torch.Tensor:
+            made = allocate(*arguments, **options)
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if not caller.startswith("seqrec_kernels") or torch.compiler.is_compiling():
+                return made
+            if made.dtype.is_floating_point:
+                return made.fill_(torch.nan)
+            return made if made.dtype == torch.bool else made.fill_(-(2**40))
+
+        return run
+
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch.Tensor, "new_empty"),
+    ):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+@pytest.fixture
+def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Blocks so small that little inputs run through many of them, ragged ones included."""
+    tiles = cross_entropy.Tiles(
+        one_pass=2**12, least_rows=1, most_rows=3, tile_rows=4, tile_items=5, product=7
+    )
+    monkeypatch.setattr(cross_entropy, "TILES", tiles)
+    monkeypatch.setattr(rank, "ROWS", 16)
+    monkeypatch.setattr(rank, "WIDTH", 64)
+    monkeypatch.setattr(topk, "ROWS", 16)
+    monkeypatch.setattr(topk, "WIDTH", 64)
+    monkeypatch.setattr(topk, "GROUP", 4)
+    monkeypatch.setattr(topk, "SPAN", 2)
+    monkeypatch.setattr(topk, "_KEYS", 100)
+    return None

@@ -1,0 +1,69 @@
+"""What the package offers, and what importing it costs."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import torch
+
+import seqrec_kernels
+from seqrec_kernels import SeenItems
+
+PUBLIC = {
+    "Rank", "SeenItems", "TopK", "backend", "catalog_cross_entropy", "catalog_rank",
+    "catalog_topk", "nn", "rank_metrics",
+}  # fmt: skip
+
+
+def test_the_public_names() -> None:
+    assert set(seqrec_kernels.__all__) >= PUBLIC
+    for name in seqrec_kernels.__all__:
+        assert inspect.getdoc(getattr(seqrec_kernels, name)), name
+
+
+def test_the_signatures_of_the_contract() -> None:
+    def signature(function: object) -> str:
+        parameters = inspect.signature(function).parameters.values()  # type: ignore[arg-type]
+        return ", ".join(
+            ("*" if p.kind is p.KEYWORD_ONLY else "")
+            + p.name
+            + ("" if p.default is p.empty else f"={p.default!r}")
+            for p in parameters
+        )
+
+    assert signature(seqrec_kernels.catalog_cross_entropy) == (
+        "queries, items, targets, weights=None, *item_bias=None, *first_item=0, "
+        "*temperature=1.0, *reduction='mean'"
+    )
+    assert signature(seqrec_kernels.catalog_rank) == (
+        "queries, items, targets, *item_bias=None, *first_item=0, *seen=None, *seen_score=None"
+    )
+    assert signature(seqrec_kernels.catalog_topk) == (
+        "queries, items, k, *item_bias=None, *first_item=0, *seen=None"
+    )
+    assert signature(seqrec_kernels.rank_metrics) == "rank, ks=(5, 10, 20), ties='mean'"
+    assert signature(seqrec_kernels.SeenItems) == "offsets, ids, rows=None"
+
+
+def test_importing_is_lean() -> None:
+    code = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import seqrec_kernels\n"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
+        "print(sorted(new & {'triton', 'seqrec', 'polars', 'pandas', 'scipy', 'pybind11'}))\n"
+        "print(torch.cuda.is_initialized(), 'torch.distributed.tensor' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "False False"]
+
+
+def test_seen_items_from_lists() -> None:
+    seen = SeenItems.from_lists([[3, 1], [], [7]])
+    assert seen.offsets.tolist() == [0, 2, 2, 3] and seen.ids.tolist() == [3, 1, 7]
+    assert seen.offsets.dtype == seen.ids.dtype == torch.int64 and seen.rows is None
+    none = SeenItems.from_lists([])
+    assert none.offsets.tolist() == [0] and none.ids.shape == (0,)
+    assert none.ids.dtype == torch.int64
