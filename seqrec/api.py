@@ -82,17 +82,16 @@ def train(
         with rundir.locked(directory):
             rundir.check_new(directory, overwrite)  # another process may have been faster
             rundir.clear(directory)
-            chosen, log = ready.config, ready.log
+            chosen = ready.config
             if ready.temporary is not None:
                 kept = directory / rundir.INTERACTIONS
                 shutil.copyfile(ready.temporary, kept)
                 path = str(kept.absolute())
-                log = dataclasses.replace(log, file=path)
                 chosen = dataclasses.replace(
                     chosen, data=dataclasses.replace(chosen.data, path=path)
                 )
             write_atomic(directory / rundir.CONFIG, chosen.to_toml())
-            return _run(directory, chosen, log, ready.split, progress, resumed=False)
+            return _run(directory, chosen, ready.log, ready.split, progress, resumed=False)
 
 
 def dry_run(

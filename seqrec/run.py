@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -214,6 +215,11 @@ def load_log(config: Config, directory: Path) -> InteractionLog:
     Raises:
         UsageError: it cannot be read, or has changed.
     """
+    kept = directory / rundir.INTERACTIONS
+    if kept.exists():  # wherever the directory stands now
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, path=str(kept.absolute()))
+        )
     log = read_data(config)
     if log.sha256 != config.data.sha256:
         raise UsageError(
