@@ -124,12 +124,10 @@ def _delimited(
     with missing columns is a mistake to be named.
     """
     quoted = quotes and b'"' in text
+    if quoted:
+        _check_quotes(text, header_line, header.separator, file)
     starts, ends, lines, fields = _rows(text, header.separator, quoted)
     lines += header_line
-    if len(starts) and quoted and text.count(b'"') % 2:
-        raise UsageError(
-            "a quotation mark is not closed", place(file, int(lines[-1])), 'write " as "" in quotes'
-        )
     blank = [
         row
         for row in np.flatnonzero(fields != header.width)
@@ -179,6 +177,29 @@ def _rows(
     cuts = np.flatnonzero(cut)
     fields = np.searchsorted(cuts, ends) - np.searchsorted(cuts, starts) + 1
     return starts, ends, np.searchsorted(all_newlines, starts) + 1, fields
+
+
+def _check_quotes(text: bytes, header_line: int, separator: str, file: str) -> None:
+    """Quotation marks enclose whole fields; within them one is written twice."""
+    characters = np.frombuffer(text, dtype=np.uint8)
+    marks = np.flatnonzero(characters == ord('"'))
+    # every second mark closes; "" within a field closes and opens again
+    border = (ord(separator), ord("\n"), ord('"'))
+    opening, closing = marks[::2], marks[1::2]
+    before = characters[np.maximum(opening - 1, 0)]
+    after = characters[np.minimum(closing + 1, len(characters) - 1)]
+    loose = np.concatenate(
+        (
+            opening[(opening > 0) & ~np.isin(before, border)],
+            closing[(closing < len(characters) - 1) & ~np.isin(after, border)],
+        )
+    )
+    if not len(loose) and len(marks) % 2 == 0:
+        return
+    what = "a quotation mark within a field" if len(loose) else "a quotation mark is not closed"
+    position = int(loose.min()) if len(loose) else int(marks[-1])
+    line = header_line + 1 + text.count(b"\n", 0, position)
+    raise UsageError(what, place(file, line), 'put the whole field in quotes and write " as ""')
 
 
 def _check_width(fields: np.ndarray, lines: np.ndarray, header: Header, file: str) -> None:
