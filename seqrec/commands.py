@@ -67,13 +67,14 @@ Command, configuration and data are checked before anything is created."""
         add(
             "--data",
             metavar="FILE",
+            type=_name,
             required=True,
             help="the log: text, CSV, RecBole's .inter or Parquet; or synthetic, a log whose best "
             "possible metrics are known",
         )
-        add("--out", metavar="DIR", required=True, type=Path, help="run directory, new or empty")
+        add("--out", metavar="DIR", required=True, type=_path, help="run directory, new or empty")
         add("--preset", metavar="NAME", help="a shipped setting; official or tuned: for this data")
-        add("--config", metavar="FILE.toml", type=Path, help="tables with the keys listed below")
+        add("--config", metavar="FILE.toml", type=_path, help="tables with the keys listed below")
         add(
             "--set",
             metavar="key=value",
@@ -127,7 +128,7 @@ run that was never stopped. Of a finished run it says so."""
     examples = "  seqrec resume runs/one\n"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("directory", metavar="DIR", type=Path, help="run directory")
+        parser.add_argument("directory", metavar="DIR", type=_path, help="run directory")
 
     def run(self, args: argparse.Namespace) -> None:
         from seqrec import api, report, rundir
@@ -150,7 +151,7 @@ default under the rules the run was trained with. Nothing in DIR changes."""
 """
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("directory", metavar="DIR", type=Path, help="run directory")
+        parser.add_argument("directory", metavar="DIR", type=_path, help="run directory")
         parser.add_argument(
             "--seen",
             metavar="RULE",
@@ -187,15 +188,16 @@ most popular items and "fallback": "popularity"."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("directory", metavar="DIR", type=Path, help="run directory")
+        add("directory", metavar="DIR", type=_path, help="run directory")
         add(
             "--input",
             metavar="FILE|-",
+            type=_name,
             required=True,
             help="what train reads; in text one history a line, `user item item ...`; - is stdin",
         )
         add("--k", metavar="K", type=_whole(1), default=10, help="items a history (10)")
-        add("--out", metavar="FILE", type=Path, help="write here, whole or not at all")
+        add("--out", metavar="FILE", type=_path, help="write here, whole or not at all")
         add("--include-seen", action="store_true", help="also items of the history itself")
 
     def run(self, args: argparse.Namespace) -> None:
@@ -240,7 +242,7 @@ dropped, and how many users can be evaluated."""
     examples = "  seqrec data events.csv\n  seqrec data synthetic\n"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("file", metavar="FILE", help="what train's --data takes")
+        parser.add_argument("file", metavar="FILE", type=_name, help="what train's --data takes")
 
     def run(self, args: argparse.Namespace) -> None:
         from seqrec.data import describe, read_log
@@ -278,6 +280,17 @@ def _whole(low: int) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def _name(text: str) -> str:
+    """What an unset shell variable leaves behind would otherwise name the current directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' names nothing")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
 
 
 def _choice(*names: str) -> Callable[[str], str]:

@@ -86,6 +86,12 @@ TRAIN = ["train", "sasrec", "--data", SMALL, "--out", "out"]
             [*TRAIN, "--epochs", "many"],
             "--epochs: 'many' is no whole number, at least 1 (seqrec train); see `seqrec train -",
         ),
+        (
+            ["train", "sasrec", "--data", SMALL, "--out="],
+            "--out: '' names nothing (seqrec train); ",
+        ),
+        (["recommend", "x", "--input", ""], "--input: '' names nothing (seqrec recommend); see "),
+        (["data", ""], "FILE: '' names nothing (seqrec data); see `seqrec data --help`"),
         ([*TRAIN, "--epochs", "0"], "--epochs: '0' is no whole number, at least 1 (seqrec train)"),
         ([*TRAIN, "--device", "gpu"], "--device: 'gpu' is not auto, cpu or cuda (seqrec train); "),
         ([*TRAIN, "--seed", str(2**63)], f"training.seed is {2**63} (--seed {2**63}); must be a "),
