@@ -18,14 +18,34 @@ import sys
 import sysconfig
 from collections.abc import Callable, Mapping
 from importlib import metadata, util
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 Environment = Mapping[str, str]
+ROOT = Path(__file__).resolve().parent
+
+# the oldest torch whose stable interface is used, as its headers count: 2.10
+TORCH_TARGET = "0x020a000000000000"
 
 
 class LeftOut(Exception):
     """Why a part is not built here."""
+
+
+class Library(Extension):
+    """Operators against torch's stable interface: no Python module, one file for every Python."""
+
+
+class BuildNative(build_ext):
+    """Names a library after itself, without the Python version that a module's file carries."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        path = fullname.split(".")
+        if any(isinstance(e, Library) and e.name.endswith(path[-1]) for e in self.extensions):
+            return os.path.join(*path) + ".so"
+        return super().get_ext_filename(fullname)
 
 
 def host(environ: Environment) -> Extension:
@@ -49,7 +69,33 @@ def host(environ: Environment) -> Extension:
     )
 
 
-PARTS: dict[str, Callable[[Environment], Extension]] = {"host": host}
+def cpu(environ: Environment) -> Extension:
+    """The operators' C++ implementations; each picks its instruction set when it runs."""
+    if not (ROOT / "csrc" / "library.cpp").exists():
+        raise LeftOut("its sources are not part of this checkout")
+    spec = util.find_spec("torch")
+    assert spec is not None and spec.origin is not None
+    torch = Path(spec.origin).parent
+    return Library(
+        "seqrec_kernels._cpu",
+        ["csrc/library.cpp", *_files("csrc/cpu/*.cpp")],
+        language="c++",
+        depends=_files("csrc/**/*.h"),
+        include_dirs=[str(torch / "include")],
+        library_dirs=[str(torch / "lib")],
+        libraries=["torch_cpu", "c10"],
+        extra_compile_args=[
+            *("-std=c++17", "-O3", "-fvisibility=hidden"),
+            # which products and sums are fused must be the source's choice, not the compiler's
+            *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+            *shlex.split(environ.get("CXXFLAGS", "")),
+        ],
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
+        optional=True,
+    )
+
+
+PARTS: dict[str, Callable[[Environment], Extension]] = {"host": host, "cpu": cpu}
 
 
 def plan(environ: Environment) -> tuple[dict[str, Extension], list[str]]:
@@ -66,8 +112,9 @@ def plan(environ: Environment) -> tuple[dict[str, Extension], list[str]]:
             extensions[name] = part(environ)
         except LeftOut as reason:
             remarks.append(f"without its part {name!r}: {reason}")
-    for extension in extensions.values():
-        extension.define_macros.append(("SEQREC_PARTS", _c_string(",".join(extensions))))
+    if "host" in extensions:
+        parts = _c_string(",".join(extensions))
+        extensions["host"].define_macros.append(("SEQREC_PARTS", parts))
     return extensions, remarks
 
 
@@ -77,6 +124,11 @@ def _need_torch_and_compiler(environ: Environment) -> None:
     command = environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
     if shutil.which(shlex.split(command)[0]) is None:
         raise LeftOut(f"no C++ compiler, {command!r} is not on the PATH")
+
+
+def _files(pattern: str) -> list[str]:
+    """Sorted, and relative to this file as setuptools wants them, from wherever it is called."""
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
 
 
 def _c_string(text: str) -> str:
@@ -91,4 +143,4 @@ if __name__ == "__main__":
     if os.environ.get("SEQREC_FORCE_CUDA") == "1" and "cuda" not in built:
         reason = left_out[0] if left_out else "this version has no CUDA sources"
         sys.exit(f"SEQREC_FORCE_CUDA=1, but there would be no CUDA library: {reason}")
-    setup(ext_modules=list(built.values()))
+    setup(ext_modules=list(built.values()), cmdclass={"build_ext": BuildNative})
