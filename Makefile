@@ -12,7 +12,7 @@ demo: $(VENV)/.installed  ## train on a log whose best possible metrics are know
 test: $(VENV)/.installed  ## every test; `make test ARGS="-k config"` for some
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.linters  ## style and types
+lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -32,9 +32,5 @@ clean:
 $(VENV)/.installed: pyproject.toml setup.py Makefile $(wildcard csrc/*.cpp csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" pybind11 ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test]"
-	touch $@
-
-$(VENV)/.linters: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,dev]"
 	touch $@
