@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ INTERACTIONS = "interactions.parquet"  # only of a run on data that was no file
 _LOCK = ".lock"
 _FOLDERS = ("state", "ranks")
 _FILES = (CONFIG, ITEMS, LOG, RESULT, INTERACTIONS, "model.safetensors", _LOCK)
+_OURS = (*_FILES, *_FOLDERS, "state/step-*", "state/.step-*.tmp", "ranks/*.npz", "ranks/.*.tmp")
 
 
 def check_new(directory: Path, overwrite: bool) -> None:
@@ -30,15 +32,19 @@ def check_new(directory: Path, overwrite: bool) -> None:
             are no run's.
     """
     where = f"--out {directory}"
-    if directory.exists() and not directory.is_dir():
+    try:
+        exists = directory.exists()
+    except OSError as error:
+        raise UsageError(f"cannot look there: {error.strerror}", where, "name another") from None
+    if exists and not directory.is_dir():
         raise UsageError(f"{directory} is a file", where, "name a new directory")
     parent = next(path for path in directory.absolute().parents if path.exists())
     if not parent.is_dir():
         raise UsageError(f"{parent} is a file", where, "name a new directory")
-    if not directory.exists():
+    if not exists:
         return
     names = {path.name for path in directory.iterdir()}
-    foreign = sorted(n for n in names if n not in _FILES + _FOLDERS and not n.startswith("."))
+    foreign = _foreign(directory)
     if foreign:
         raise UsageError(
             f"{directory} holds files that are no run's, {foreign[0]!r} for one",
@@ -48,6 +54,15 @@ def check_new(directory: Path, overwrite: bool) -> None:
     if names - {_LOCK, *(path.name for path in _torn(directory))} and not overwrite:
         resume = f"`seqrec resume {directory}` goes on with it, " if CONFIG in names else ""
         raise UsageError(f"{directory} is not empty", where, f"{resume}--overwrite starts anew")
+
+
+def _foreign(directory: Path) -> list[str]:
+    """What no run has written and `clear` must not remove; hidden files beside a run's may stay."""
+    found = [path for path in directory.iterdir() if not path.name.startswith(".")]
+    for name in _FOLDERS:
+        found += (directory / name).iterdir() if (directory / name).is_dir() else []
+    names = sorted(str(path.relative_to(directory)) for path in found)
+    return [n for n in names if not any(fnmatch.fnmatchcase(n, ours) for ours in _OURS)]
 
 
 def create(directory: Path) -> None:
