@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from seqrec_kernels import checks
 from seqrec_kernels.backend import choose, register
 from seqrec_kernels.ops.catalog_rank import blocked, reference
+from seqrec_kernels.triton_loader import TritonKernels
 from seqrec_kernels.types import Rank, SeenItems
 
 __all__ = ["catalog_rank"]
 
-_implementations = {"blocked": blocked, "reference": reference}
+_implementations: dict[str, ModuleType] = {
+    "triton": TritonKernels("catalog_rank"),
+    "blocked": blocked,
+    "reference": reference,
+}
 register("catalog_rank", {name: module.unsupported for name, module in _implementations.items()})
 
 

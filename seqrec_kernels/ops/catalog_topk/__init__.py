@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from seqrec_kernels import checks
 from seqrec_kernels.backend import choose, register
 from seqrec_kernels.ops.catalog_topk import blocked, reference
+from seqrec_kernels.triton_loader import TritonKernels
 from seqrec_kernels.types import SeenItems, TopK
 
 __all__ = ["catalog_topk"]
 
-_implementations = {"blocked": blocked, "reference": reference}
+_implementations: dict[str, ModuleType] = {
+    "triton": TritonKernels("catalog_topk"),
+    "blocked": blocked,
+    "reference": reference,
+}
 register("catalog_topk", {name: module.unsupported for name, module in _implementations.items()})
 
 
