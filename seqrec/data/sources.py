@@ -142,7 +142,7 @@ def _lines(words: Words, file: str, odd_line: int) -> Events:
             "a line is `user item item ...` with blanks between; separators , ; need a header that "
             "names the columns user and item",
         )
-    without = len(names) - len(np.unique(lines))
+    without = len(names) - 1 - np.count_nonzero(np.diff(lines))
     notes: tuple[str, ...] = ("one line a user, oldest event first",)
     if without:
         notes += (f"{without:,} lines name a user without items: skipped",)

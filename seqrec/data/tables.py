@@ -164,19 +164,20 @@ def _rows(
     characters = np.frombuffer(text, dtype=np.uint8)
     newline = characters == ord("\n")
     cut = characters == ord(separator)
-    all_newlines = np.flatnonzero(newline)
+    inner = np.empty(0, dtype=np.int64)
     if quoted:
         # an odd number of quotation marks before a character: it stands inside a quoted field
         outside = np.cumsum(characters == ord('"'), dtype=np.uint8) % 2 == 0
+        inner = np.flatnonzero(newline & ~outside)
         newline &= outside
         cut &= outside
     ends = np.flatnonzero(newline)
     if len(text) and (not len(ends) or ends[-1] != len(text) - 1):
         ends = np.append(ends, len(text))
     starts = np.append(0, ends[:-1] + 1)[: len(ends)]
-    cuts = np.flatnonzero(cut)
-    fields = np.searchsorted(cuts, ends) - np.searchsorted(cuts, starts) + 1
-    return starts, ends, np.searchsorted(all_newlines, starts) + 1, fields
+    fields = np.diff(np.searchsorted(np.flatnonzero(cut), ends), prepend=0) + 1
+    lines = np.arange(1, len(starts) + 1) + np.searchsorted(inner, starts)
+    return starts, ends, lines, fields
 
 
 def _check_quotes(text: bytes, header_line: int, separator: str, file: str) -> None:
