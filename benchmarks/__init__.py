@@ -1,0 +1,1 @@
+"""Speed, measured side by side: one file a family, each behind a correctness gate."""
