@@ -74,10 +74,10 @@ class EncoderConfig:
     """What turns a history into a query."""
 
     name: str = key("sasrec", help="the encoder", rule=one_of("sasrec"))
-    dim: int = key(64, help="width; a multiple of heads", rule=at_least(1))
-    layers: int = key(2, help="transformer blocks", rule=at_least(1))
+    dim: int = key(128, help="width; a multiple of heads", rule=at_least(1))
+    layers: int = key(1, help="transformer blocks", rule=at_least(1))
     heads: int = key(2, help="attention heads", rule=at_least(1))
-    dropout: float = key(0.2, help="share of activations dropped in training", rule=within(0, 1))
+    dropout: float = key(0.4, help="share of activations dropped in training", rule=within(0, 1))
     max_length: int = key(50, help="latest events of a history that are read", rule=at_least(1))
 
 
@@ -107,7 +107,7 @@ class TrainingConfig:
 
     epochs: int = key(200, help="at most this many", rule=at_least(1))
     batch: int = key(256, help="training rows a step", rule=at_least(1))
-    lr: float = key(1e-3, help="Adam's step size", rule=above(0))
+    lr: float = key(2e-3, help="Adam's step size", rule=above(0))
     patience: int = key(10, help="epochs without a better validation", rule=at_least(1))
     seed: int = key(0, help="of everything random in the run", rule=within(0, 2**63))
     clip_norm: float = key(5.0, help="largest gradient norm; 0: no clipping", rule=at_least(0))

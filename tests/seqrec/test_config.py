@@ -351,7 +351,7 @@ def test_everything_resolved_is_written(preset_folder: Path) -> None:
 def test_reading_back_is_strict() -> None:
     text = load().to_toml()
     with pytest.raises(UsageError, match=r"^training.lr is 0 \(run/config.toml\)"):
-        Config.from_toml(text.replace("lr = 0.001", "lr = 0"), "run/config.toml")
+        Config.from_toml(text.replace("lr = 0.002", "lr = 0"), "run/config.toml")
     with pytest.raises(UsageError, match=r"^data.path is missing \(run/config.toml\)"):
         Config.from_toml("", "run/config.toml")
 
