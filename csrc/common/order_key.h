@@ -1,0 +1,41 @@
+// A score and an id as one 64-bit integer whose order is the order of a ranking.
+//
+// Greater keys come first: by score descending, then by id ascending.  Keys of different ids differ,
+// so sorting and merging need no rule for ties.  Shared by the CPU and the CUDA selection.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define SEQREC_HOST_DEVICE __host__ __device__
+#else
+#define SEQREC_HOST_DEVICE
+#endif
+
+namespace seqrec {
+
+// `score` must not be NaN; -0.0 is 0.0.  `id` must be below 2^32.
+SEQREC_HOST_DEVICE inline uint64_t order_key(float score, uint64_t id) {
+    score += 0.0f;  // -0.0 + 0.0 is 0.0
+    uint32_t bits;
+    memcpy(&bits, &score, sizeof bits);
+    // Positive floats order as their bits do, negative ones the other way round and below them.
+    const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return static_cast<uint64_t>(ordered) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+}
+
+SEQREC_HOST_DEVICE inline float score_of(uint64_t key) {
+    const uint32_t ordered = static_cast<uint32_t>(key >> 32);
+    const uint32_t bits = ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered;
+    float score;
+    memcpy(&score, &bits, sizeof score);
+    return score;
+}
+
+SEQREC_HOST_DEVICE inline int64_t id_of(uint64_t key) {
+    return 0xffffffffu - static_cast<uint32_t>(key);
+}
+
+}  // namespace seqrec

@@ -1,0 +1,279 @@
+// The kernels of kernels.h, written once over `Vec`, a register of Vec::width floats.
+//
+// Included by one source file a vector instruction set, which defines Vec, kRows and kColumns inside
+// its own namespace and under its own target pragma.  No lambdas and no calls into the standard
+// library here: neither would inherit the pragma.
+
+// ---- products ------------------------------------------------------------------------------------
+
+// acc[i][j] += sum_k a[i * row_stride + k * step] * b[k * b_stride + j * width .. + width]
+template <int Rows, int Columns, int Step>
+static inline void multiply(Vec (&acc)[Rows][Columns], const float* a, ptrdiff_t row_stride,
+                            const float* b, ptrdiff_t b_stride, ptrdiff_t depth) {
+    for (ptrdiff_t k = 0; k < depth; ++k) {
+        Vec right[Columns];
+#pragma GCC unroll 8
+        for (int j = 0; j < Columns; ++j) right[j] = load(b + k * b_stride + j * Vec::width);
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i) {
+            const Vec left = all(a[i * row_stride + k * Step]);
+#pragma GCC unroll 8
+            for (int j = 0; j < Columns; ++j) acc[i][j] = fma(left, right[j], acc[i][j]);
+        }
+    }
+}
+
+template <int Rows, int Columns>
+static inline void zero(Vec (&acc)[Rows][Columns]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 8
+        for (int j = 0; j < Columns; ++j) acc[i][j] = all(0.0f);
+    }
+}
+
+template <int Rows>
+static inline void score_rows(const float* panel, int64_t width, const float* items, int64_t stride,
+                              const float* bias, float* scores, float* high) {
+    // a tile that is kept lies beyond the second cache: fetch the next rows' lines to write to
+    for (int i = 0; i < Rows * kLanes; i += 16) __builtin_prefetch(scores + Rows * kLanes + i, 1);
+    for (int lane = 0; lane < kLanes; lane += kColumns * Vec::width) {
+        Vec acc[Rows][kColumns];
+        zero(acc);
+        multiply<Rows, kColumns, 1>(acc, items, stride, panel + lane, kLanes, width);
+        if (bias != nullptr) {
+#pragma GCC unroll 16
+            for (int i = 0; i < Rows; ++i) {
+                const Vec add_on = all(bias[i]);
+#pragma GCC unroll 8
+                for (int j = 0; j < kColumns; ++j) acc[i][j] = add(acc[i][j], add_on);
+            }
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 8
+            for (int j = 0; j < kColumns; ++j) {
+                store(scores + i * kLanes + lane + j * Vec::width, acc[i][j]);
+            }
+        }
+        if (high == nullptr) continue;
+#pragma GCC unroll 8
+        for (int j = 0; j < kColumns; ++j) {
+            Vec top = load(high + lane + j * Vec::width);
+#pragma GCC unroll 16
+            for (int i = 0; i < Rows; ++i) top = greater_or_second(acc[i][j], top);
+            store(high + lane + j * Vec::width, top);
+        }
+    }
+}
+
+static void score(const float* panel, int64_t width, const float* items, int64_t stride,
+                  const float* bias, int64_t count, float* scores, float* high) {
+    int64_t i = 0;
+    for (; i + kRows <= count; i += kRows) {
+        score_rows<kRows>(panel, width, items + i * stride, stride, bias ? bias + i : nullptr,
+                          scores + i * kLanes, high);
+    }
+    for (; i < count; ++i) {
+        score_rows<1>(panel, width, items + i * stride, stride, bias ? bias + i : nullptr,
+                      scores + i * kLanes, high);
+    }
+}
+
+static float dot(const float* query, int64_t query_stride, const float* item, int64_t width) {
+    float sum = 0.0f;
+    for (int64_t k = 0; k < width; ++k) sum = fma(query[k * query_stride], item[k], sum);
+    return sum;
+}
+
+// out[i][:] (+)= sum_k a[i * row_stride + k * Step] * b[k][:], for Rows rows and all columns.
+template <int Rows, int Columns, int Step>
+static inline void add_columns(const float* a, ptrdiff_t row_stride, const float* b,
+                               ptrdiff_t b_stride, ptrdiff_t depth, float* out, ptrdiff_t out_stride,
+                               bool start_at_zero) {
+    Vec acc[Rows][Columns];
+    zero(acc);
+    multiply<Rows, Columns, Step>(acc, a, row_stride, b, b_stride, depth);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 8
+        for (int j = 0; j < Columns; ++j) {
+            float* place = out + i * out_stride + j * Vec::width;
+            store(place, start_at_zero ? acc[i][j] : add(load(place), acc[i][j]));
+        }
+    }
+}
+
+template <int Rows, int Step>
+static inline void add_rows(const float* a, ptrdiff_t row_stride, const float* b, ptrdiff_t b_stride,
+                            ptrdiff_t depth, float* out, ptrdiff_t out_stride, int64_t padded,
+                            bool start_at_zero) {
+    int64_t column = 0;
+    for (; column + kColumns * Vec::width <= padded; column += kColumns * Vec::width) {
+        add_columns<Rows, kColumns, Step>(a, row_stride, b + column, b_stride, depth, out + column,
+                                          out_stride, start_at_zero);
+    }
+    if constexpr (kColumns > 2) {
+        for (; column + 2 * Vec::width <= padded; column += 2 * Vec::width) {
+            add_columns<Rows, 2, Step>(a, row_stride, b + column, b_stride, depth, out + column,
+                                       out_stride, start_at_zero);
+        }
+    }
+    for (; column < padded; column += Vec::width) {
+        add_columns<Rows, 1, Step>(a, row_stride, b + column, b_stride, depth, out + column,
+                                   out_stride, start_at_zero);
+    }
+}
+
+static void add_to_queries(const float* tile, int64_t count, const float* items, int64_t stride,
+                           int64_t padded, float* out) {
+    int lane = 0;
+    for (; lane + kRows <= kLanes; lane += kRows) {
+        add_rows<kRows, kLanes>(tile + lane, 1, items, stride, count, out + lane * padded, padded,
+                                padded, false);
+    }
+    constexpr int rest = kLanes % kRows;
+    if constexpr (rest > 0) {
+        add_rows<rest, kLanes>(tile + lane, 1, items, stride, count, out + lane * padded, padded,
+                               padded, false);
+    }
+}
+
+static void add_to_items(const float* tile, int64_t count, const float* queries, int64_t padded,
+                         float* out, int64_t stride, bool start_at_zero) {
+    int64_t i = 0;
+    for (; i + kRows <= count; i += kRows) {
+        // broadcasts of single numbers are no stream that a processor would foresee
+        const float* next = tile + (i + kRows) * kLanes;
+        for (int k = 0; k < kRows * kLanes; k += 16) __builtin_prefetch(next + k);
+        add_rows<kRows, 1>(tile + i * kLanes, kLanes, queries, padded, kLanes, out + i * stride,
+                           stride, padded, start_at_zero);
+    }
+    for (; i < count; ++i) {
+        add_rows<1, 1>(tile + i * kLanes, kLanes, queries, padded, kLanes, out + i * stride, stride,
+                       padded, start_at_zero);
+    }
+}
+
+static void weighted_sums(const float* tile, int64_t count, const float* weights, float* out,
+                          bool start_at_zero) {
+    for (int64_t i = 0; i < count; ++i) {
+        Vec sum = all(0.0f);
+        for (int lane = 0; lane < kLanes; lane += Vec::width) {
+            sum = fma(load(tile + i * kLanes + lane), load(weights + lane), sum);
+        }
+        float parts[Vec::width];
+        store(parts, sum);
+        float total = 0.0f;
+        for (int j = 0; j < Vec::width; ++j) total += parts[j];
+        out[i] = start_at_zero ? total : out[i] + total;
+    }
+}
+
+// ---- exponentials --------------------------------------------------------------------------------
+
+// e^x for x <= about 0, to about one unit in the last place.  x = n ln 2 + r with |r| <= ln 2 / 2;
+// e^r = 1 + r + r^2 P(r), P fitted for the least largest relative error of e^r (3e-9; the rounding
+// of the sums is what remains); 2^n is added to the exponent's bits.  Below kLowest the result is 0,
+// so that no denormal number ever enters a product.
+constexpr float kLowest = -80.0f;
+
+static inline Vec exponential(Vec x) {
+    const Vec shift = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
+    const Vec clamped = greater_or_second(all(kLowest), x);  // NaN passes
+    const Vec shifted = fma(clamped, all(1.44269504f), shift);
+    const Vec n = sub(shifted, shift);
+    Vec r = fma(n, all(-0.693145752f), clamped);  // ln 2 in two parts, the first with 9 zero bits
+    r = fma(n, all(-1.42860677e-06f), r);
+    Vec p = all(0x1.6a23cep-10f);
+    p = fma(p, r, all(0x1.123a20p-7f));
+    p = fma(p, r, all(0x1.5558f2p-5f));
+    p = fma(p, r, all(0x1.555492p-3f));
+    p = fma(p, r, all(0x1.fffffcp-2f));
+    p = fma(mul(p, r), r, r);
+    p = add(p, all(1.0f));
+    return zero_where_below(x, all(kLowest), add_exponent(p, shifted));
+}
+
+static void exponentials(float* scores, int64_t count, const float* shift, float* sums) {
+    constexpr int Columns = 4;  // enough independent chains to hide latencies
+    for (int lane = 0; lane < kLanes; lane += Columns * Vec::width) {
+        Vec low[Columns], sum[Columns];
+        for (int j = 0; j < Columns; ++j) {
+            low[j] = load(shift + lane + j * Vec::width);
+            sum[j] = all(0.0f);
+        }
+        for (int64_t i = 0; i < count; ++i) {
+            float* row = scores + i * kLanes + lane;
+#pragma GCC unroll 8
+            for (int j = 0; j < Columns; ++j) {
+                const Vec p = exponential(sub(load(row + j * Vec::width), low[j]));
+                sum[j] = add(sum[j], p);
+                store(row + j * Vec::width, p);
+            }
+        }
+        // a tile's own sum first: the error of a long sum grows with its number of terms
+        for (int j = 0; j < Columns; ++j) {
+            float* place = sums + lane + j * Vec::width;
+            store(place, add(load(place), sum[j]));
+        }
+    }
+}
+
+// ---- comparisons ---------------------------------------------------------------------------------
+
+static void count(const float* scores, int64_t count, const float* level, int32_t* greater,
+                  int32_t* at_least) {
+    constexpr int Columns = 2;
+    for (int lane = 0; lane < kLanes; lane += Columns * Vec::width) {
+        Vec low[Columns];
+        Count above[Columns], level_too[Columns];
+        for (int j = 0; j < Columns; ++j) {
+            low[j] = load(level + lane + j * Vec::width);
+            above[j] = load_count(greater + lane + j * Vec::width);
+            level_too[j] = load_count(at_least + lane + j * Vec::width);
+        }
+        for (int64_t i = 0; i < count; ++i) {
+            const float* row = scores + i * kLanes + lane;
+#pragma GCC unroll 8
+            for (int j = 0; j < Columns; ++j) {
+                const Vec s = load(row + j * Vec::width);
+                above[j] = count_greater(above[j], s, low[j]);
+                level_too[j] = count_at_least(level_too[j], s, low[j]);
+            }
+        }
+        for (int j = 0; j < Columns; ++j) {
+            store_count(greater + lane + j * Vec::width, above[j]);
+            store_count(at_least + lane + j * Vec::width, level_too[j]);
+        }
+    }
+}
+
+static bool above(const float* scores, int64_t count, const float* level, uint64_t* hits) {
+    uint64_t any = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        uint64_t found = 0;
+#pragma GCC unroll 16
+        for (int lane = 0; lane < kLanes; lane += Vec::width) {
+            found |= greater_bits(load(scores + i * kLanes + lane), load(level + lane)) << lane;
+        }
+        hits[i] = found;
+        any |= found;
+    }
+    return any != 0;
+}
+
+// ---- conversions ---------------------------------------------------------------------------------
+
+static void from_bfloat16(const uint16_t* in, int64_t count, float* out) {
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t bits = static_cast<uint32_t>(in[i]) << 16;
+        __builtin_memcpy(out + i, &bits, sizeof bits);
+    }
+}
+
+static void from_float16(const uint16_t* in, int64_t count, float* out) {
+    int64_t i = 0;
+    for (; i + Vec::width <= count; i += Vec::width) store(out + i, load_float16(in + i));
+    for (; i < count; ++i) out[i] = float16_to_float(in[i]);
+}

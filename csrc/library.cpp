@@ -1,0 +1,31 @@
+// The schemas of all compiled operators, in one place.  The kernels are in cpu/ and, in a library of
+// their own, in cuda/.
+//
+// Arguments arrive checked (seqrec_kernels/checks.py): an error thrown here would reach Python as a
+// bare RuntimeError.  Outputs are allocated by the caller and written whole.  `items` and `bias`
+// start at first_item; `bias` and everything that is written is contiguous.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(seqrec_native, m) {
+    m.def(
+        "cross_entropy_forward(Tensor queries, Tensor items, Tensor columns, Tensor? bias, "
+        "float temperature, Tensor(a!) lse, Tensor(b!) chosen) -> ()");
+    m.def(
+        "cross_entropy_one_pass(Tensor queries, Tensor items, Tensor columns, Tensor? bias, "
+        "float temperature, Tensor dense, Tensor pull, int workspace, Tensor(a!) lse, "
+        "Tensor(b!) chosen, Tensor(c!)? d_queries, Tensor(d!)? d_items, Tensor(e!)? d_bias) -> ()");
+    m.def(
+        "cross_entropy_backward(Tensor queries, Tensor items, Tensor columns, Tensor? bias, "
+        "float temperature, Tensor dense, Tensor pull, int workspace, Tensor lse, "
+        "Tensor(a!)? d_queries, Tensor(b!)? d_items, Tensor(c!)? d_bias) -> ()");
+    m.def(
+        "rank(Tensor queries, Tensor items, Tensor targets, Tensor? bias, int first_item, "
+        "Tensor? seen_offsets, Tensor? seen_ids, Tensor? seen_rows, float? seen_score, "
+        "Tensor(a!) greater, Tensor(b!) equal) -> ()");
+    m.def(
+        "topk(Tensor queries, Tensor items, Tensor? bias, int first_item, Tensor? seen_offsets, "
+        "Tensor? seen_ids, Tensor? seen_rows, Tensor(a!) scores, Tensor(b!) ids) -> ()");
+    m.def("force_kernels(str name) -> bool");
+    m.def("available_kernels() -> str");
+}
