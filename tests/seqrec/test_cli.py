@@ -17,6 +17,7 @@ import pytest
 
 import seqrec
 from seqrec import api, cli
+from seqrec.config import settable
 from seqrec.errors import Interrupted, LeakError
 
 SMALL = "synthetic:users=120,items=30,groups=3,seed=1"
@@ -232,7 +233,9 @@ def test_help_and_version(command: Command) -> None:
         assert "exit status:" in text
     assert "compare" not in out
     status, text, _ = command("train", "--help")
-    assert "training.lr            0.001" in text and "evaluation.ks          5,10,20" in text
+    for key in settable():
+        assert f"\n  {key.name} " in text
+    assert "\n  evaluation.ks          5,10,20 " in text
     status, out, err = command("--version")
     assert (status, err) == (0, "") and out.startswith("seqrec ")
 
