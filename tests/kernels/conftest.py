@@ -1,4 +1,4 @@
-"""What every kernel test runs under: fixed seeds, poisoned memory, and tiles made tiny on request."""
+"""What every kernel test runs under: a fixed seed, poisoned memory, and tiny tiles on request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
                 return made
             if made.dtype.is_floating_point:
                 return made.fill_(torch.nan)
-            return made if made.dtype == torch.bool else made.fill_(-(2**40))
+            if made.dtype == torch.bool:
+                return made
+            return made.fill_(max(-(2**40), torch.iinfo(made.dtype).min))
 
         return run
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def cross_entropy(
@@ -120,3 +121,20 @@ def leaves(*tensors: Any, dtype: torch.dtype | None = None) -> list[Any]:
         None if t is None else t.detach().clone().to(dtype or t.dtype).requires_grad_()
         for t in tensors
     ]
+
+
+class Watch(TorchDispatchMode):
+    """Records operators and the largest tensor any of them returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.names.add(str(func))
+        for t in torch.utils._pytree.tree_leaves(out):
+            if isinstance(t, Tensor):
+                self.largest = max(self.largest, t.untyped_storage().size())
+        return out

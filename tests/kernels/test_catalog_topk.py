@@ -7,7 +7,7 @@ import random
 import oracles
 import pytest
 import torch
-from test_catalog_cross_entropy import Watch
+from oracles import Watch
 from test_catalog_rank import random_seen, whole
 
 from seqrec_kernels import SeenItems, backend, catalog_topk
