@@ -40,7 +40,7 @@ def judged(
     for part, found in ranks[seen].items():
         found.save(directory / "ranks" / f"{part}.npz")
     rulers = judge_rulers(split, seen)
-    result = {
+    result: dict[str, Any] = {
         "metrics": metrics_of(ranks[seen], config, ties),
         "protocol": protocol_card(config, split),
         "also": [

@@ -313,10 +313,15 @@ def test_ctrl_c_at_any_step_saves_and_says_how_to_resume(
 def test_a_second_ctrl_c_stops_at_once_and_the_run_can_still_be_resumed(
     data: Path, whole: Run, tmp_path: Path, signalled: Callable[..., None]
 ) -> None:
-    signalled(2, times=2)
+    signalled(3, times=2)
+    sets = SETS | {"training.save_every": 1e9}
     with pytest.raises(Interrupted, match="run"):
-        seqrec.train("sasrec", data, tmp_path / "run", sets=SETS, progress=False)
-    assert_same(seqrec.resume(tmp_path / "run", progress=False), whole)
+        seqrec.train("sasrec", data, tmp_path / "run", sets=sets, progress=False)
+    resumed = seqrec.resume(tmp_path / "run", progress=False)
+    events = read_journal(tmp_path / "run" / "log.jsonl")
+    # one Ctrl-C would have saved step 4; this goes back to the end of the first epoch
+    assert [event["step"] for event in events if event["event"] == "resume"] == [2]
+    assert bytes_of(resumed) == bytes_of(whole)
 
 
 def test_ctrl_c_while_the_result_is_made_also_says_how_to_resume(

@@ -137,8 +137,9 @@ def test_a_history_without_a_known_item_gets_popularity(run: Run, split: Split) 
     }
     assert strange == empty | {"user": "strange", "unknown": 2}
     assert known["unknown"] == 1 and "fallback" not in known
-    (all_of_them,) = run.recommend_rows([("empty", [])], 10**12)
-    assert sorted(all_of_them["items"]) == sorted(run.items)
+    everything, the_rest = run.recommend_rows([("empty", []), ("known", ["i1"])], 10**12)
+    assert sorted(everything["items"]) == sorted(run.items)
+    assert sorted(the_rest["items"]) == sorted({*run.items} - {"i1"})
 
 
 def test_a_history_of_everything_leaves_nothing_and_is_no_fallback(run: Run) -> None:

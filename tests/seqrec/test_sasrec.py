@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqrec.config import Config
 from seqrec.data.store import SequenceStore, epoch_order
+from seqrec.encoders.layers import dropout
 from seqrec.encoders.sasrec import SASRec
 from seqrec.methods import build, sasrec
 from seqrec.methods.base import Step
@@ -222,6 +223,34 @@ def test_dropout_is_on_only_with_a_generator_and_follows_its_seed() -> None:
     assert torch.equal(first, encoder(batch, _generator(1)))
     assert not torch.equal(first, encoder(batch, _generator(2)))
     assert not torch.equal(first, encoder(batch))
+
+
+def test_dropout_stands_where_the_formula_has_it() -> None:
+    """One sequence, one rectangle: the draws come in the order in which they are written here."""
+    method = build(config(encoder__dropout=0.4, encoder__layers=1), ITEMS)
+    assert isinstance(method, SASRecMethod)
+    row = [3, 1, 4, 1, 5]
+    generator = _generator(9)
+    plain = Plain(method, heads=2)
+    name = "encoder.layers.0"
+
+    def drop(x: Tensor) -> Tensor:
+        return dropout(x, 0.4, generator)
+
+    table = plain.weights["encoder.items"]
+    x = drop(math.sqrt(8) * table[row] + plain.weights["encoder.places"][:5])
+    q, k, v = plain.linear(
+        plain.norm(x, f"{name}.attention_norm"), f"{name}.attention.input"
+    ).split(8, -1)
+    heads = [part.view(5, 2, 4).transpose(0, 1) for part in (q, k, v)]
+    scores = heads[0] @ heads[1].mT / math.sqrt(4)
+    scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    mixed = (drop(scores.softmax(-1)[None])[0] @ heads[2]).transpose(0, 1).reshape(5, 8)
+    x = x + drop(plain.linear(mixed, f"{name}.attention.output"))
+    inner = plain.linear(plain.norm(x, f"{name}.feed_forward_norm"), f"{name}.feed_forward.first")
+    x = x + drop(plain.linear(drop(inner.clamp(min=0)), f"{name}.feed_forward.second"))
+    found = method.encoder(SequenceStore(jagged(row)).batch(np.array([0]), 6), _generator(9))
+    torch.testing.assert_close(found.double(), plain.norm(x, "encoder.norm"), rtol=2e-5, atol=2e-5)
 
 
 # What is trained on -------------------------------------------------------------------------------
