@@ -83,7 +83,8 @@ def test_equal_item_rows_score_equal_bits_wherever_they_stand(d: int, threads: i
     try:
         for b in (1, 2, 5, 130):
             for v in (5, 123, 1111):
-                q, e = torch.randn(b, d), torch.randn(v, d)
+                # a table that begins off the cache lines: alignment must not decide either
+                q, e = torch.randn(b, d), torch.randn(v + 1, d)[1:]
                 copies = torch.randperm(v)[: v // 2 + 1]
                 e[copies] = torch.randn(d)  # half the table is one and the same row
                 y = copies[torch.randint(copies.shape[0], (b,))]
