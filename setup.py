@@ -71,8 +71,6 @@ def host(environ: Environment) -> Extension:
 
 def cpu(environ: Environment) -> Extension:
     """The operators' C++ implementations; each picks its instruction set when it runs."""
-    if not (ROOT / "csrc" / "library.cpp").exists():
-        raise LeftOut("its sources are not part of this checkout")
     spec = util.find_spec("torch")
     assert spec is not None and spec.origin is not None
     torch = Path(spec.origin).parent

@@ -64,7 +64,7 @@ def test_without_pybind11_only_the_host_module_is_left_out(
     hide(setup_module, monkeypatch, "pybind11")
     extensions, lines = setup_module.plan({"CXX": sys.executable})  # any program will do
     assert "host" not in extensions
-    assert lines[0] == "without its part 'host': pybind11 is not installed"
+    assert lines == ["without its part 'host': pybind11 is not installed"]
 
 
 def test_what_the_compiler_is_told(setup_module: ModuleType) -> None:
@@ -180,8 +180,6 @@ def test_the_host_module_says_what_it_was_built_with(installed: list[str]) -> No
 
 def test_the_library_loads(installed: list[str]) -> None:
     """A part that fails to compile is left out in silence; not where tests run."""
-    if "cpu" not in installed:
-        pytest.skip("this checkout has no C++ sources")
     from seqrec_kernels import native
 
     assert native.missing() is None
