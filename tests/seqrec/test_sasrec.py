@@ -269,7 +269,7 @@ def test_the_loss_at_positions_is_cross_entropy_over_the_pairs_by_hand(
     hidden = torch.cat(plain.hidden([inputs for inputs, _ in pairs]))
     targets = torch.tensor([target for _, wanted in pairs for target in wanted])
     expected = F.cross_entropy(hidden @ plain.weights["encoder.items"].T, targets)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_loss_at_prefixes_is_cross_entropy_over_the_prefixes_by_hand() -> None:
@@ -285,7 +285,7 @@ def test_the_loss_at_prefixes_is_cross_entropy_over_the_prefixes_by_hand() -> No
     hidden = torch.stack([states[-1] for states in plain.hidden([inputs for inputs, _ in chosen])])
     targets = torch.tensor([target for _, target in chosen])
     expected = F.cross_entropy(hidden @ plain.weights["encoder.items"].T, targets)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("rows", ["positions", "prefixes"])

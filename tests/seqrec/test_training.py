@@ -24,6 +24,8 @@ from seqrec.errors import UsageError
 from seqrec.methods import build
 from seqrec.methods.base import Step
 from seqrec.methods.sasrec import SASRecMethod
+from seqrec.run import Run
+from seqrec.training import trainer as trainer_module
 from seqrec.training.journal import read_journal
 from seqrec.training.progress import Progress
 from seqrec.training.trainer import Trainer
@@ -174,27 +176,21 @@ def test_patience_counts_epochs_that_are_not_strictly_better(
             assert any(not torch.equal(kept[name], x) for name, x in weights[other].items())
 
 
-def test_the_weights_of_the_best_epoch_are_what_is_evaluated(tmp_path: Path) -> None:
-    """A rate so high that the run gets worse again: the result is the best epoch's."""
-    run = seqrec.train(
-        "sasrec",
-        log_dict(),
-        tmp_path / "run",
-        sets={
-            "encoder.dim": 8,
-            "training.lr": 0.08,
-            "training.batch": 16,
-            "training.epochs": 9,
-            "training.seed": 1,
-        },
-        progress=False,
-    )
-    epochs = [e for e in read_journal(run.directory / "log.jsonl") if e["event"] == "epoch"]
-    values = [epoch["valid"]["NDCG@10"] for epoch in epochs]
-    best = int(np.argmax(values))
-    assert best < len(values) - 1
-    assert run.result["best_epoch"] == best + 1
-    assert run.result["metrics"]["valid"] == epochs[best]["valid"]
+def test_the_weights_of_the_best_epoch_are_what_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation is made to prefer the second of four epochs; a run of two ends with the same."""
+
+    def run(name: str, values: list[float]) -> Run:
+        monkeypatch.setattr(trainer_module, "Evaluator", lambda *args: Scripted(values))
+        sets = SETTINGS | {"training.epochs": len(values)}
+        return seqrec.train("sasrec", log_dict(), tmp_path / name, sets=sets, progress=False)
+
+    four, two = run("four", [0.1, 0.9, 0.3, 0.2]), run("two", [0.1, 0.9])
+    assert (four.result["best_epoch"], four.result["epochs_run"]) == (2, 4)
+    assert four.result["metrics"] == two.result["metrics"] == four.evaluate()["metrics"]
+    last = run("last", [0.1, 0.2, 0.3, 0.9])
+    assert four.result["metrics"] != last.result["metrics"]
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (4, 1), (6, 2), (8, 2)])
