@@ -47,10 +47,9 @@ def words(seed: int | Tensor, stream: int, c0: Tensor, c1: Tensor | int = 0) -> 
         stream: which use the numbers are for; uses never share numbers.
         c0, c1: int64 counters (their low 32 bits count), broadcast against each other.
     """
-    if isinstance(seed, int):
-        k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    else:
-        k0, k1 = seed & _MASK, (seed >> 32) & _MASK  # >> keeps the sign; the mask drops it
+    # >> keeps the sign of a negative seed; the mask drops it
+    k0: int | Tensor = seed & _MASK
+    k1: int | Tensor = (seed >> 32) & _MASK
     x0, x1 = torch.broadcast_tensors(c0 & _MASK, torch.as_tensor(c1, device=c0.device) & _MASK)
     x2, x3 = torch.zeros_like(x0), torch.full_like(x0, stream)
     for _ in range(10):
