@@ -212,42 +212,45 @@ def _run(
     resumed: bool,
 ) -> Run:
     device = _device(config)
-    shown = Progress(progress)
-    for note in log.notes:
-        shown.line(f"seqrec: {note}")
-    rundir.write_items(directory, log.items)
-    trainer = Trainer(directory, config, split, build(config, log.n_items), device, shown)
-    if resumed:
-        trainer.restore()
-    counters = trainer.counters
-    trainer.journal.write(
-        "resume" if resumed else "start",
-        epoch=counters.epoch,
-        step=counters.step,
-        commit=commit(),
-        versions=versions(),
-        hardware=hardware(device),
-    )
-    try:
+    with _resumable(directory), contextlib.closing(Progress(progress)) as shown:
+        for note in log.notes:
+            shown.line(f"seqrec: {note}")
+        rundir.write_items(directory, log.items)
+        trainer = Trainer(directory, config, split, build(config, log.n_items), device, shown)
+        if resumed:
+            trainer.restore()
+        counters = trainer.counters
+        trainer.journal.write(
+            "resume" if resumed else "start",
+            epoch=counters.epoch,
+            step=counters.step,
+            commit=commit(),
+            versions=versions(),
+            hardware=hardware(device),
+        )
         trainer.run()
-        result = judged(directory, config, log, split, trainer.counters, device)
-    except Interrupted:
-        raise
-    except KeyboardInterrupt:  # a second Ctrl-C, or one while the result was made
-        raise Interrupted(directory) from None
-    finally:
         shown.close()
-    trainer.journal.write(
-        "end",
-        epoch=trainer.counters.epoch,
-        step=trainer.counters.step,
-        best_epoch=result["best_epoch"],
-        test=result["metrics"]["test"],
-    )
-    write_atomic(directory / rundir.RESULT, json.dumps(result, indent=1) + "\n")
+        result = judged(directory, config, log, split, trainer.counters, device)
+        trainer.journal.write(
+            "end",
+            epoch=trainer.counters.epoch,
+            step=trainer.counters.step,
+            best_epoch=result["best_epoch"],
+            test=result["metrics"]["test"],
+        )
+        write_atomic(directory / rundir.RESULT, json.dumps(result, indent=1) + "\n")
     if result.get("leak"):
         raise LeakError(result["leak"])
     return Run(directory)
+
+
+@contextlib.contextmanager
+def _resumable(directory: Path) -> Iterator[None]:
+    """Ctrl-C outside the training loop, or a second one inside, names the way back as well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(directory) from None
 
 
 def _preset_file(method: str, name: str, path: str) -> Path:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -324,18 +325,31 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_can_still_be_resumed(
     assert bytes_of(resumed) == bytes_of(whole)
 
 
-def test_ctrl_c_while_the_result_is_made_also_says_how_to_resume(
-    data: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("where", "name"), [(api, "build"), (finish, "judge_rulers")])
+def test_ctrl_c_before_and_after_the_training_also_says_how_to_resume(
+    data: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str
 ) -> None:
     def interrupted(*args: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(finish, "judge_rulers", interrupted)
+        patch.setattr(where, name, interrupted)
         with pytest.raises(Interrupted):
             seqrec.train("sasrec", data, tmp_path / "run", sets=SETS, progress=False)
     assert not (tmp_path / "run" / "result.json").exists()
     assert_same(seqrec.resume(tmp_path / "run", progress=False), whole)
+
+
+def test_outside_the_main_thread_a_run_trains_and_leaves_signals_alone(
+    data: Path, whole: Run, tmp_path: Path
+) -> None:
+    """Where Python installs no handlers; a notebook's server is such a place."""
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(
+            seqrec.train, "sasrec", data, tmp_path / "run", sets=SETS, progress=False
+        ).result()
+    assert_same(run, whole)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # Damage -------------------------------------------------------------------------------------------
