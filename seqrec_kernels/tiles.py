@@ -59,25 +59,32 @@ def tile(kind: str, dtype: torch.dtype, depth: int, capability: int) -> Tile:
     """The tile of one kernel.
 
     Args:
-        kind: "scores" (a product whose result is reduced along the items), "rows" (a gradient of
-            queries) or "columns" (a gradient of items).
+        kind: "scores" (products reduced along the items by the loss), "ranks" (by the ranking
+            operators), "rows" (a gradient of queries) or "columns" (a gradient of items).
         dtype: of the operands. depth: the width D. capability: e.g. 90 for sm_90.
     """
     if OVERRIDE is not None:
         return OVERRIDE
     width = max(16, triton.next_power_of_2(depth))
-    wide = shared_limit(capability) > _LEAST_SHARED
     if dtype == torch.float32:
-        return _float32(kind, width, wide)
-    if kind == "scores":
-        return Tile(128 if wide else 64, 128, min(width, 128), 0, 8, 3)
-    return Tile(64, 64, min(width, 128), min(width, 128), 4, 2)
-
-
-def _float32(kind: str, width: int, wide: bool) -> Tile:
-    if kind == "scores":
-        return Tile(64, 64, min(width, 64), 0, 4, 2)
-    return Tile(64, 32, min(width, 32), min(width, 128), 4, 1)
+        # operands are split in registers: the width goes through in chunks of 32
+        if kind == "scores":
+            return Tile(64, 128, min(width, 32), 0, 8, 2)
+        if kind == "ranks":
+            # where all of a product is in registers (mma.sync), beside the comparisons, less fits
+            if capability not in (90, 100, 103):
+                return Tile(64, 64, 16, 0, 4, 2)
+            return Tile(64, 128, min(width, 32), 0, 8, 2)
+        return Tile(64, 32, min(width, 32), min(width, 128), 8, 1)
+    if kind in ("scores", "ranks"):
+        return Tile(128, 64, min(width, 128), 0, 8, 3 if width <= 128 else 2)
+    if kind == "rows" and width <= 128:
+        return Tile(128, 64, width, width, 8, 2)
+    if kind == "rows" and width == 256 and shared_limit(capability) > _LEAST_SHARED:
+        return Tile(64, 64, 256, 256, 8, 2)
+    if kind == "columns" and width <= 64:
+        return Tile(64, 128, width, width, 8, 2)
+    return Tile(64, 64, 128, 128, 8, 2)
 
 
 def capability(tensor: Tensor) -> int:
@@ -88,17 +95,19 @@ def capability(tensor: Tensor) -> int:
     return 10 * major + minor
 
 
+# tests make these small and large
+PROGRAMS = 288  # about two for each multiprocessor of sm_80 (108), sm_90 (132) and sm_100 (148)
+LEAST = 4  # tiles of a part
+
+
 def splits(blocks: int, tiles: int) -> tuple[int, int]:
     """Into how many parts to cut a loop over ``tiles`` run by ``blocks`` programs, and their size.
 
-    Enough programs to fill a chip, and at least four tiles each.
+    Enough programs to fill a chip, and at least ``LEAST`` tiles each.
     """
-    parts = max(1, _PROGRAMS // max(blocks, 1))
-    size = max(-(-tiles // parts), 4)
+    parts = max(1, PROGRAMS // blocks)
+    size = max(-(-tiles // parts), LEAST)
     return -(-tiles // size), size
-
-
-_PROGRAMS = 288  # about two for each multiprocessor of sm_80 (108), sm_90 (132) and sm_100 (148)
 
 
 # ---- launching -----------------------------------------------------------------------------------
@@ -191,7 +200,7 @@ def scores(
         b_r = load_rows(right, i_r, n_r, 0, STRIDE_R, D, BR, BD)  # [BR, BD]
         b_s = dot(b_l, tl.trans(b_r), b_s, PRECISION)
     else:
-        for i_d in tl.static_range(0, D, BD):
+        for i_d in range(0, D, BD):
             b_c = load_rows(left, i_l, n_l, i_d, STRIDE_L, D, BL, BD)  # [BL, BD]
             b_r = load_rows(right, i_r, n_r, i_d, STRIDE_R, D, BR, BD)  # [BR, BD]
             b_s = dot(b_c, tl.trans(b_r), b_s, PRECISION)

@@ -1,9 +1,9 @@
 """Seen items on the GPU, as one bit an item, without the host reading a single offset.
 
-The ranking kernels score neighbouring items 32 and more at a time; which of 32 a row has seen is one
-int32 word. A program a row walks its part of the CSR and sets bits. Order and repeats do not matter
-to an OR, so the result is the same every time. The words of all rows are 1/32 of a score matrix in
-float32; callers take as many rows at a time as ``rows_at_once`` allows, which bounds them.
+The ranking kernels score neighbouring items 32 and more at a time; which of 32 a row has seen is
+one int32 word. A program a row walks its part of the CSR and sets bits. Order and repeats do not
+matter to an OR, so the result is the same every time. The words of all rows are 1/32 of a score
+matrix in float32; callers take as many rows at a time as ``rows_at_once`` allows.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -57,7 +57,7 @@ def seen_kernel(
 def seen_words(
     seen: SeenItems, top: int, end: int, first: int, items: int
 ) -> tuple[Tensor, Tensor]:
-    """Bits of batch rows ``top .. end - 1``, int32 ``[rows, words]``, and the rows gone wrong, bool.
+    """Bits of batch rows ``top .. end - 1``, int32 ``[rows, words]``, and the wrong rows, bool.
 
     Bit c % 32 of word c // 32 is item ``first + c``. A row is wrong where the CSR sends it outside
     itself or names an item outside the table.

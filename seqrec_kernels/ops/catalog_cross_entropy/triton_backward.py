@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from seqrec_kernels import tiles
-from seqrec_kernels.ops.catalog_cross_entropy.labels import Labels, Problem, labels_of
-from seqrec_kernels.ops.catalog_cross_entropy.triton_operands import LOG2E, Operands, shift
+from seqrec_kernels.ops.catalog_cross_entropy.labels import Labels, Problem
+from seqrec_kernels.ops.catalog_cross_entropy.triton_operands import Operands, dense_labels, shift
 from seqrec_kernels.tiles import dot, gather_rows, load_rows, scores
 
 __all__ = ["backward"]
@@ -109,6 +109,7 @@ def dq_bwd_kernel(
     first,
     size,
     T,
+    scale2,
     scale,
     boost,
     gain,
@@ -127,12 +128,12 @@ def dq_bwd_kernel(
     i_o = tl.program_id(2) * BO
     o_m = i_m + tl.arange(0, BM)
     b_q = load_rows(q, i_m, M, 0, D, D, BM, BD)  # [BM, BD]
-    b_lse = tl.load(lse + o_m, mask=o_m < M, other=float("inf")) * LOG2E - boost  # [BM]
+    b_lse = tl.load(lse + o_m, mask=o_m < M, other=float("inf")) - boost  # [BM]
     b_acc = tl.zeros([BM, BO], dtype=tl.float32)
     i_first = first + i_s * size * BV
     for i_v in range(i_first, tl.minimum(i_first + size * BV, V), BV):
         b_s = scores(q, e, b_q, i_m, M, i_v, V, D, STRIDE, D, BM, BV, BD, PRECISION)
-        b_x = b_s * (scale * LOG2E) + shift(bias, i_v, V, BV, HAS_BIAS)[None, :]
+        b_x = b_s * scale2 + shift(bias, i_v, V, BV, HAS_BIAS)[None, :]
         b_p = tl.exp2(b_x - b_lse[:, None])
         b_e = load_rows(e, i_v, V, i_o, STRIDE, D, BV, BO)  # [BV, BO]
         b_acc = dot(b_p.to(b_e.dtype), b_e, b_acc, PRECISION)
@@ -194,7 +195,7 @@ def dq_bwd(x: Operands, labels: Labels, up: Upstream, lse: Tensor) -> Tensor:
     gain = 2.0**-up.boost
     dq_bwd_kernel[(blocks, parts, outs)](
         x.q, x.e, x.bias, lse, *rows, part,
-        M, V, x.first, size, T, x.scale, up.boost, gain,
+        M, V, x.first, size, T, x.scale2, x.scale, up.boost, gain,
         BM=tile.rows, BV=tile.items, BO=tile.out, PARTS=parts > 1, **x.constants(tile),
     )  # fmt: skip
     if parts > 1:
@@ -282,6 +283,7 @@ def de_bwd_kernel(
     first,
     size,
     T,
+    scale2,
     scale,
     boost,
     gain,
@@ -310,11 +312,11 @@ def de_bwd_kernel(
     for i_m in range(i_first, tl.minimum(i_first + size * BM, M), BM):
         o_m = i_m + tl.arange(0, BM)
         # past the last row: exp2(-inf) is 0 whatever the bias
-        b_lse = tl.load(lse + o_m, mask=o_m < M, other=float("inf")) * LOG2E - boost  # [BM]
+        b_lse = tl.load(lse + o_m, mask=o_m < M, other=float("inf")) - boost  # [BM]
         b_f = tl.load(factor + o_m, mask=o_m < M, other=0.0)  # [BM]
         # the tile lies the other way round, items by rows, as the product below wants it
         b_s = scores(e, q, b_e, i_v, V, i_m, M, STRIDE, D, D, BV, BM, BD, PRECISION)
-        b_x = b_s * (scale * LOG2E) + b_shift[:, None]
+        b_x = b_s * scale2 + b_shift[:, None]
         b_p = tl.exp2(b_x - b_lse[None, :]) * b_f[None, :]
         if NEED_BIAS:
             b_sum += tl.sum(b_p, 1)
@@ -408,7 +410,7 @@ def de_bwd(
     gain = 2.0**-up.boost
     de_bwd_kernel[(blocks, parts, outs)](
         x.q, x.e, x.bias, lse, up.factor, *rows, part, bias_part,
-        M, V, x.first, size, T, x.scale, up.boost, gain,
+        M, V, x.first, size, T, x.scale2, x.scale, up.boost, gain,
         BM=tile.rows, BV=tile.items, BO=tile.out, PARTS=parts > 1, **needs, **x.constants(tile),
     )  # fmt: skip
     if parts > 1:
@@ -430,7 +432,7 @@ def backward(
         wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
         return [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in wanted]
     x, (lse,) = Operands.of(problem), saved
-    labels = labels_of(problem, torch.float32)
+    labels = dense_labels(problem)
     up = Upstream.of(grad, problem, labels)
     found: list[Tensor | None] = [None, None, None]
     with tiles.on_device(x.q):

@@ -35,9 +35,14 @@ import triton.language as tl
 from torch import Tensor
 
 from seqrec_kernels import tiles
-from seqrec_kernels.ops.catalog_cross_entropy.labels import Labels, Problem, labels_of
+from seqrec_kernels.ops.catalog_cross_entropy.labels import Labels, Problem
 from seqrec_kernels.ops.catalog_cross_entropy.triton_backward import backward
-from seqrec_kernels.ops.catalog_cross_entropy.triton_operands import LN2, LOG2E, Operands, shift
+from seqrec_kernels.ops.catalog_cross_entropy.triton_operands import (
+    LN2,
+    Operands,
+    dense_labels,
+    shift,
+)
 from seqrec_kernels.tiles import gather_rows, load_rows, scores
 from seqrec_kernels.triton_loader import unsupported
 
@@ -56,7 +61,7 @@ def lse_fwd_kernel(
     V,
     first,
     size,
-    scale,
+    scale2,
     STRIDE: tl.constexpr,
     D: tl.constexpr,
     BM: tl.constexpr,
@@ -73,7 +78,7 @@ def lse_fwd_kernel(
     i_first = first + i_s * size * BV
     for i_v in range(i_first, tl.minimum(i_first + size * BV, V), BV):
         b_s = scores(q, e, b_q, i_m, M, i_v, V, D, STRIDE, D, BM, BV, BD, PRECISION)
-        b_x = b_s * (scale * LOG2E) + shift(bias, i_v, V, BV, HAS_BIAS)[None, :]
+        b_x = b_s * scale2 + shift(bias, i_v, V, BV, HAS_BIAS)[None, :]
         b_new = tl.maximum(b_max, tl.max(b_x, 1))
         b_sum = b_sum * tl.exp2(b_max - b_new) + tl.sum(tl.exp2(b_x - b_new[:, None]), 1)
         b_max = b_new
@@ -89,7 +94,7 @@ def lse_fwd(x: Operands) -> Tensor:
     parts, size = tiles.splits(blocks, count)
     part = torch.empty(parts, M, dtype=torch.float32, device=x.q.device)
     lse_fwd_kernel[(blocks, parts)](
-        x.q, x.e, x.bias, part, M, V, x.first, size, x.scale,
+        x.q, x.e, x.bias, part, M, V, x.first, size, x.scale2,
         BM=tile.rows, BV=tile.items, **x.constants(tile),
     )  # fmt: skip
     return part
@@ -125,7 +130,7 @@ def combine_fwd_kernel(
     b_sum = tl.zeros([BM], dtype=tl.float32)
     for i_s in range(parts):
         b_sum += tl.exp2(tl.load(part + i_s * M + o_m, mask=m_m, other=0.0) - b_max)
-    tl.store(lse + o_m, (b_max + tl.log2(b_sum)) * LN2, mask=m_m)
+    tl.store(lse + o_m, b_max + tl.log2(b_sum), mask=m_m)
 
     b_pull = tl.zeros([BM], dtype=tl.float32)
     for i_t in range(T):
@@ -145,7 +150,7 @@ def combine_fwd_kernel(
 
 
 def combine_fwd(x: Operands, labels: Labels, part: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of every row, and ``sum_t w_mt x_mt``: both ``[M]``."""
+    """Base-2 log-sum-exp of every row, and ``sum_t w_mt x_mt``: both ``[M]``."""
     (M, D), T = x.q.shape, labels.columns.shape[1]
     lse, pull = part.new_empty(M), part.new_empty(M)
     rows = 16
@@ -159,12 +164,12 @@ def combine_fwd(x: Operands, labels: Labels, part: Tensor) -> tuple[Tensor, Tens
 
 
 def forward(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-    """The reduced loss, and the LSE of the rows where a gradient is wanted.
+    """The reduced loss, and the base-2 LSE of the rows where a gradient is wanted.
 
     Args:
         needs: whether queries, items and item_bias want a gradient.
     """
-    labels = labels_of(problem, torch.float32)
+    labels = dense_labels(problem)
     rows = problem.queries.shape[0]
     if rows == 0:
         shape = () if problem.reduction != "none" else (0,)
@@ -173,7 +178,7 @@ def forward(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
     x = Operands.of(problem)
     with tiles.on_device(x.q):
         lse, pull = combine_fwd(x, labels, lse_fwd(x))
-    losses = torch.where(labels.scale > 0, labels.mass * lse - pull, 0)
+    losses = torch.where(labels.scale > 0, labels.mass * (lse * LN2.value) - pull, 0)
     losses = torch.where(labels.wrong, torch.nan, losses)
     loss = losses if problem.reduction == "none" else (labels.scale * losses).sum()
     return loss, [lse] if any(needs) else []

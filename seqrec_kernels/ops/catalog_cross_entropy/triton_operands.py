@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from seqrec_kernels import tiles
-from seqrec_kernels.ops.catalog_cross_entropy.labels import Problem
+from seqrec_kernels.ops.catalog_cross_entropy.labels import Labels, Problem, labels_of
 
 LOG2E = tl.constexpr(math.log2(math.e))
 LN2 = tl.constexpr(math.log(2.0))
@@ -30,6 +30,7 @@ class Operands(NamedTuple):
     bias: Tensor | None  # [V]
     first: int
     scale: float  # 1 / temperature
+    scale2: float  # log2(e) / temperature, rounded once
     precision: str
 
     @classmethod
@@ -43,6 +44,7 @@ class Operands(NamedTuple):
             None if bias is None else bias.detach().contiguous(),
             problem.first_item,
             1.0 / problem.temperature,
+            LOG2E.value / problem.temperature,
             "tf32" if fast else "tf32x3",
         )
 
@@ -61,6 +63,13 @@ class Operands(NamedTuple):
             "num_stages": tile.stages,
             "enable_fp_fusion": True,
         }
+
+
+def dense_labels(problem: Problem) -> Labels:
+    """The labels of ``problem`` as kernels read them, rows one after another."""
+    labels = labels_of(problem, torch.float32)
+    columns, weights = labels.columns.contiguous(), labels.weights.contiguous()
+    return labels._replace(columns=columns, weights=weights)
 
 
 @triton.jit

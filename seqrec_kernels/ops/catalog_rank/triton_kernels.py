@@ -161,7 +161,7 @@ def _count(
     R = batch * T
     if T > 1:
         q = q.repeat_interleave(T, 0, output_size=R)
-    tile = tiles.tile("scores", q.dtype, D, tiles.capability(q))
+    tile = tiles.tile("ranks", q.dtype, D, tiles.capability(q))
     blocks = triton.cdiv(R, tile.rows)
     parts, size = tiles.splits(blocks, triton.cdiv(V - first, tile.items))
     level = torch.empty(R, dtype=torch.float32, device=q.device)
@@ -198,7 +198,8 @@ def forward(
     q, e = tiles.dense(queries), tiles.dense_rows(items)
     bias = None if item_bias is None else item_bias.detach().contiguous()
     wanted = targets if targets.dim() == 2 else targets[:, None]
-    wanted = torch.where((wanted >= first_item) & (wanted < e.shape[0]), wanted, -1)
+    in_range = (wanted >= first_item) & (wanted < e.shape[0])
+    wanted = torch.where(in_range, wanted, -1).contiguous()
     with tiles.on_device(q):
         if seen is None:
             counts = _count(q, e, bias, wanted, first_item, None, None)

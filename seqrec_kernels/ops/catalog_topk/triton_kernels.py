@@ -128,7 +128,7 @@ def _best(
 ) -> Tensor:
     """Keys of the best ``min(k, 32 groups)`` items of each row, best first."""
     (M, D), V = q.shape, e.shape[0]
-    tile = tiles.tile("scores", q.dtype, D, tiles.capability(q))
+    tile = tiles.tile("ranks", q.dtype, D, tiles.capability(q))
     blocks = triton.cdiv(M, tile.rows)
     parts, size = tiles.splits(blocks, triton.cdiv(V - first, tile.items))
     G = triton.cdiv(V - first, _GROUP.value)
