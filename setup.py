@@ -74,6 +74,10 @@ def cpu(environ: Environment) -> Extension:
     spec = util.find_spec("torch")
     assert spec is not None and spec.origin is not None
     torch = Path(spec.origin).parent
+    major, minor = (int(part) for part in metadata.version("torch").split(".")[:2])
+    if (major, minor) < (2, 10):
+        raise LeftOut(f"torch {major}.{minor} is older than 2.10, whose stable interface it needs")
+    # no -march: each instruction set has a file of its own, and the processor is asked at run time
     return Library(
         "seqrec_kernels._cpu",
         ["csrc/library.cpp", *_files("csrc/cpu/*.cpp")],
@@ -81,11 +85,18 @@ def cpu(environ: Environment) -> Extension:
         depends=_files("csrc/**/*.h"),
         include_dirs=[str(torch / "include")],
         library_dirs=[str(torch / "lib")],
+        # named, because nothing else brings them: loading would end in "undefined symbol"
         libraries=["torch_cpu", "c10"],
         extra_compile_args=[
-            *("-std=c++17", "-O3", "-fvisibility=hidden"),
+            "-std=c++17",  # what torch's headers need
+            "-O3",  # unrolls and vectorises the plain loops beside the kernels
+            "-fvisibility=hidden",  # operators register themselves; nothing is looked up by name
             # which products and sums are fused must be the source's choice, not the compiler's
-            *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+            "-ffp-contract=off",
+            # nobody reads errno or floating-point flags, and heeding them keeps code scalar
+            *("-fno-math-errno", "-fno-trapping-math"),
+            # gcc 12 warns about its own AVX-512 headers
+            *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
             *shlex.split(environ.get("CXXFLAGS", "")),
         ],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],

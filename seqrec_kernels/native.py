@@ -2,13 +2,11 @@
 
 ``setup.py`` builds it from ``csrc/`` where there is torch and a compiler. It is built against
 torch's stable interface, so one file serves every Python and every torch from 2.10 on, and it is
-no Python module: loading it registers operators under ``torch.ops.seqrec_native``. It is loaded when
-an operator first asks whether it can run, not when the package is imported.
+no Python module: loading it registers operators under ``torch.ops.seqrec_native``.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +19,25 @@ from seqrec_kernels.types import SeenItems
 LIBRARY = Path(__file__).with_name("_cpu.so")
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
-def missing() -> str | None:
-    """None where the library is loaded, else why it is not."""
-    if not LIBRARY.exists():
+def load(library: Path) -> str | None:
+    """Registers the operators of ``library``; None, or why that is not possible."""
+    if not library.exists():
         return "the C++ library is not built; pip install --no-build-isolation . builds it"
     try:
-        torch.ops.load_library(str(LIBRARY))
+        torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
         return f"the C++ library does not load: {' '.join(str(error).split())}"
     return None
+
+
+# None where the library is loaded, else why it is not. Loaded with the package and not at first
+# use: a first use may be inside a graph that is being traced, where nothing can be loaded.
+MISSING = load(LIBRARY)
+
+
+def missing() -> str | None:
+    """None where the library is loaded, else why it is not."""
+    return MISSING
 
 
 def unsupported(queries: Tensor, items: Tensor) -> str | None:
@@ -40,13 +46,13 @@ def unsupported(queries: Tensor, items: Tensor) -> str | None:
         return "float64 runs the reference"
     if queries.device.type != "cpu":
         return f"queries are on {queries.device.type}"
-    return missing()
+    return MISSING
 
 
 def from_first(
     items: Tensor, item_bias: Tensor | None, first_item: int, seen: SeenItems | None
 ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
-    """Table and bias from ``first_item`` on, and the parts of ``seen``, as the library takes them."""
+    """Table and bias from ``first_item`` on, and the parts of ``seen``, made contiguous."""
     if item_bias is not None:
         item_bias = item_bias.detach()[first_item:].contiguous()
     parts = [None, None, None] if seen is None else list(seen)

@@ -7,10 +7,11 @@
 // The queries of a tile are a *panel*, transposed once: float [width, kLanes].  Items are read as
 // they lie in the table, one broadcast a number, and are never transposed.
 //
-// One score is one chain of fused multiply-adds over the width, first to last, started at zero, and
-// then the bias: the same for every pair, wherever it stands in a tile, and for `dot`.  So equal rows
-// score equal bits and a target meets the bits of its competitors by construction.  (The portable
-// version multiplies, rounds, then adds; its bits differ from the others', not among themselves.)
+// One score is a chain of fused multiply-adds over kChain numbers of the width, started at zero, plus
+// the next such chain, and so on, and last the bias: the same for every pair, wherever it stands in a
+// tile, and for `dot`.  So equal rows score equal bits and a target meets the bits of its competitors
+// by construction.  (The portable version multiplies, rounds, then adds; its bits differ from the
+// others', not among themselves.)
 
 #pragma once
 
@@ -20,6 +21,7 @@
 namespace seqrec::cpu {
 
 constexpr int kLanes = 64;  // queries of a tile
+constexpr int kChain = 64;  // the error of a chain grows with its length
 constexpr int kPad = 16;    // rows that vectors run along are padded to a multiple of this
 
 struct Kernels {

@@ -38,31 +38,31 @@ static inline void score_rows(const float* panel, int64_t width, const float* it
     // a tile that is kept lies beyond the second cache: fetch the next rows' lines to write to
     for (int i = 0; i < Rows * kLanes; i += 16) __builtin_prefetch(scores + Rows * kLanes + i, 1);
     for (int lane = 0; lane < kLanes; lane += kColumns * Vec::width) {
-        Vec acc[Rows][kColumns];
-        zero(acc);
-        multiply<Rows, kColumns, 1>(acc, items, stride, panel + lane, kLanes, width);
-        if (bias != nullptr) {
+        for (int64_t k = 0; k == 0 || k < width; k += kChain) {
+            const bool last = width - k <= kChain;
+            Vec acc[Rows][kColumns];
+            zero(acc);
+            multiply<Rows, kColumns, 1>(acc, items + k, stride, panel + k * kLanes + lane, kLanes,
+                                        last ? width - k : kChain);
 #pragma GCC unroll 16
             for (int i = 0; i < Rows; ++i) {
-                const Vec add_on = all(bias[i]);
+                const Vec add_on = all(bias != nullptr && last ? bias[i] : 0.0f);
 #pragma GCC unroll 8
-                for (int j = 0; j < kColumns; ++j) acc[i][j] = add(acc[i][j], add_on);
+                for (int j = 0; j < kColumns; ++j) {
+                    float* place = scores + i * kLanes + lane + j * Vec::width;
+                    if (k > 0) acc[i][j] = add(load(place), acc[i][j]);
+                    if (bias != nullptr && last) acc[i][j] = add(acc[i][j], add_on);
+                    store(place, acc[i][j]);
+                }
             }
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i) {
+            if (high == nullptr || !last) continue;
 #pragma GCC unroll 8
             for (int j = 0; j < kColumns; ++j) {
-                store(scores + i * kLanes + lane + j * Vec::width, acc[i][j]);
-            }
-        }
-        if (high == nullptr) continue;
-#pragma GCC unroll 8
-        for (int j = 0; j < kColumns; ++j) {
-            Vec top = load(high + lane + j * Vec::width);
+                Vec top = load(high + lane + j * Vec::width);
 #pragma GCC unroll 16
-            for (int i = 0; i < Rows; ++i) top = greater_or_second(acc[i][j], top);
-            store(high + lane + j * Vec::width, top);
+                for (int i = 0; i < Rows; ++i) top = greater_or_second(acc[i][j], top);
+                store(high + lane + j * Vec::width, top);
+            }
         }
     }
 }
@@ -81,9 +81,14 @@ static void score(const float* panel, int64_t width, const float* items, int64_t
 }
 
 static float dot(const float* query, int64_t query_stride, const float* item, int64_t width) {
-    float sum = 0.0f;
-    for (int64_t k = 0; k < width; ++k) sum = fma(query[k * query_stride], item[k], sum);
-    return sum;
+    float total = 0.0f;
+    for (int64_t first = 0; first < width; first += kChain) {
+        const int64_t end = width - first <= kChain ? width : first + kChain;
+        float sum = 0.0f;
+        for (int64_t k = first; k < end; ++k) sum = fma(query[k * query_stride], item[k], sum);
+        total = first > 0 ? total + sum : sum;
+    }
+    return total;
 }
 
 // out[i][:] (+)= sum_k a[i * row_stride + k * Step] * b[k][:], for Rows rows and all columns.

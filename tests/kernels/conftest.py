@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from seqrec_kernels import backend
 from seqrec_kernels.ops.catalog_cross_entropy import blocked as cross_entropy
 from seqrec_kernels.ops.catalog_rank import blocked as rank
 from seqrec_kernels.ops.catalog_topk import blocked as topk
@@ -17,6 +18,19 @@ from seqrec_kernels.ops.catalog_topk import blocked as topk
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def torch_path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """test_catalog_*.py test the torch path, also where a faster one is built and would run.
+
+    The compiled paths and the Triton ones have files of their own.
+    """
+    if request.node.path.name.startswith("test_catalog_"):
+        with backend("blocked"):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seqrec_kernels import checks, triton_loader
 from seqrec_kernels.backend import choose, register
-from seqrec_kernels.ops.catalog_cross_entropy import autograd, blocked, reference
+from seqrec_kernels.ops.catalog_cross_entropy import autograd, blocked, native, reference
 from seqrec_kernels.ops.catalog_cross_entropy.labels import Problem
 
 __all__ = ["catalog_cross_entropy"]
@@ -15,6 +15,7 @@ __all__ = ["catalog_cross_entropy"]
 register(
     "catalog_cross_entropy",
     {
+        "native": native.unsupported,
         "triton": triton_loader.unsupported,
         "blocked": blocked.unsupported,
         "reference": reference.unsupported,

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from seqrec_kernels import checks
-from seqrec_kernels.ops.catalog_cross_entropy import blocked
+from seqrec_kernels.ops.catalog_cross_entropy import blocked, native
 from seqrec_kernels.ops.catalog_cross_entropy.labels import Problem
 from seqrec_kernels.triton_loader import TritonKernels
 
 _implementations: dict[str, ModuleType] = {
+    "native": native,
     "triton": TritonKernels("catalog_cross_entropy"),
     "blocked": blocked,
 }

@@ -1,4 +1,4 @@
-"""Catalogue cross-entropy in C++ on the CPU; the arithmetic is in csrc/cpu/catalog_cross_entropy.cpp.
+"""Catalogue cross-entropy in C++ on the CPU; what is computed is in csrc/cpu/<this family>.cpp.
 
 Two plans, as in ``blocked.py``. *One pass* keeps the exponentials of a block of rows against all
 items and forms the gradients in the forward; it is for a mean or sum loss where that block fits the
@@ -58,7 +58,7 @@ def _gradients(
 
 
 def forward(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-    """The reduced loss and what the backward needs: the gradients themselves, or the LSE of rows."""
+    """The reduced loss and what the backward needs: the finished gradients, or the LSE of rows."""
     labels = labels_of(problem, torch.float32)
     operands = _operands(problem, labels)
     lse = labels.mass.new_empty(labels.mass.shape)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from seqrec_kernels import checks
 from seqrec_kernels.backend import choose, register
-from seqrec_kernels.ops.catalog_rank import blocked, reference
+from seqrec_kernels.ops.catalog_rank import blocked, native, reference
 from seqrec_kernels.triton_loader import TritonKernels
 from seqrec_kernels.types import Rank, SeenItems
 
 __all__ = ["catalog_rank"]
 
 _implementations: dict[str, ModuleType] = {
+    "native": native,
     "triton": TritonKernels("catalog_rank"),
     "blocked": blocked,
     "reference": reference,

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from seqrec_kernels import checks
 from seqrec_kernels.backend import choose, register
-from seqrec_kernels.ops.catalog_topk import blocked, reference
+from seqrec_kernels.ops.catalog_topk import blocked, native, reference
 from seqrec_kernels.triton_loader import TritonKernels
 from seqrec_kernels.types import SeenItems, TopK
 
 __all__ = ["catalog_topk"]
 
 _implementations: dict[str, ModuleType] = {
+    "native": native,
     "triton": TritonKernels("catalog_topk"),
     "blocked": blocked,
     "reference": reference,
