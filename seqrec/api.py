@@ -174,9 +174,10 @@ def _prepared(
     overwrite: bool,
 ) -> Iterator[_Ready]:
     """Check everything; data that is no file becomes one, so that `resume` finds it again."""
-    with tempfile.TemporaryDirectory(prefix="seqrec-") as folder:
+    with contextlib.ExitStack() as stack:
         temporary = None
         if not isinstance(data, (str, os.PathLike)):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="seqrec-"))
             temporary = Path(folder) / rundir.INTERACTIONS
             write_parquet(read_log(data), temporary)
         path = str(temporary or data)
