@@ -9,6 +9,7 @@ Everything heavy is imported when it is first used, so ``seqrec --help`` does no
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from seqrec.errors import Interrupted, UsageError
@@ -16,6 +17,11 @@ from seqrec.errors import Interrupted, UsageError
 if TYPE_CHECKING:
     from seqrec.api import load, recommend, resume, train
     from seqrec.run import Run
+
+# Read by the OpenMP runtime when torch loads it (too late where torch is already imported). Threads
+# that spin while they wait cost a training step four times its time on a machine that others use
+# too, and gain nothing measured on an idle one.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = ["Interrupted", "Run", "UsageError", "load", "recommend", "resume", "train"]
 

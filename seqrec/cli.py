@@ -26,10 +26,6 @@ from seqrec.keys import nearest, unknown
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program's name, default ``sys.argv[1:]``."""
-    # Read by the OpenMP runtime when torch loads it. Threads that spin while they wait cost a
-    # training step four times its time on a machine that others use too, and gain nothing measured
-    # on an idle one.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if isinstance(sys.stdout, io.TextIOWrapper):  # ids are UTF-8 whatever the locale says
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
