@@ -193,6 +193,8 @@ def _prepared(
         _device(resolved)
         rundir.check_new(Path(out), overwrite)
         log = read_data(resolved)
+        if overwrite and not _is_synthetic(path):
+            rundir.check_spares(Path(out), Path(path))
         kept = dataclasses.replace(resolved.data, sha256=log.sha256)
         split = split_log(log, kept.split)
         if split.train.lengths().max() < 2:

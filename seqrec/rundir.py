@@ -47,13 +47,28 @@ def check_new(directory: Path, overwrite: bool) -> None:
     foreign = _foreign(directory)
     if foreign:
         raise UsageError(
-            f"{directory} holds files that are no run's, {foreign[0]!r} for one",
+            f"{directory} is not empty and holds files that are no run's, {foreign[0]!r} for one",
             where,
-            "name a new or empty directory",
+            f"name a new directory; `seqrec resume {directory}` and --overwrite are for a run alone",
         )
     if names - {_LOCK, *(path.name for path in _torn(directory))} and not overwrite:
-        resume = f"`seqrec resume {directory}` goes on with it, " if CONFIG in names else ""
-        raise UsageError(f"{directory} is not empty", where, f"{resume}--overwrite starts anew")
+        resume = f"`seqrec resume {directory}` "
+        resume += "goes on with it" if CONFIG in names else f"would need its {CONFIG}"
+        raise UsageError(f"{directory} is not empty", where, f"--overwrite starts anew, {resume}")
+
+
+def check_spares(directory: Path, data: Path) -> None:
+    """Refuse to remove a run that holds the very data the next one is to be trained on.
+
+    Raises:
+        UsageError: `data` is a file within `directory`.
+    """
+    if data.resolve().is_relative_to(directory.resolve()):
+        raise UsageError(
+            f"the data {data} would go with the run that --overwrite removes",
+            f"--out {directory}",
+            "copy it to another place first, or name a new directory",
+        )
 
 
 def _foreign(directory: Path) -> list[str]:

@@ -102,6 +102,32 @@ def test_overwrite_never_touches_files_that_are_no_runs(
     assert tree(tmp_path) == before
 
 
+def test_a_directory_without_a_run_is_refused_naming_both_ways_too(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("years of work")
+    assert train(data, tmp_path) == 2
+    refused(capsys, f"seqrec resume {tmp_path}", "--overwrite", "'notes.txt'", "not empty")
+    assert tree(tmp_path) == {"notes.txt": b"years of work"}
+
+
+@pytest.mark.parametrize("way", ["straight", "through a link"])
+def test_overwrite_never_removes_the_data_it_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    """The log of a run on a dict may stand nowhere but in its directory."""
+    out = tmp_path / "run"
+    seqrec.train("sasrec", log_dict(), out, sets=SETTINGS, progress=False)
+    before = tree(out)
+    (tmp_path / "link").symlink_to(out)
+    given = (out if way == "straight" else tmp_path / "link") / "interactions.parquet"
+    capsys.readouterr()
+    assert train(given, out, "--overwrite") == 2
+    refused(capsys, "interactions.parquet", "--overwrite", "copy it")
+    assert tree(out) == before
+    assert train(given, tmp_path / "another", "--overwrite") == 0
+
+
 @pytest.mark.parametrize("name", [".git/config", ".notes", "state/mine.txt", "ranks/notes"])
 def test_files_of_others_among_those_of_a_run_stay(data: Path, tmp_path: Path, name: str) -> None:
     assert train(data, tmp_path) == 0
@@ -146,13 +172,12 @@ def test_what_a_process_killed_at_its_start_leaves_is_no_run(data: Path, tmp_pat
     assert not (tmp_path / ".config.toml.4242.tmp").exists()
 
 
-def test_without_a_configuration_resume_is_not_named(
+def test_without_a_configuration_resume_is_not_recommended(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "items.txt").write_text("a\n")
     assert train(data, tmp_path) == 2
-    line = capsys.readouterr().err
-    assert "--overwrite" in line and "resume" not in line
+    refused(capsys, "--overwrite starts anew", f"`seqrec resume {tmp_path}` would need its config")
 
 
 def test_of_two_commands_started_at_once_the_slower_one_is_refused(
