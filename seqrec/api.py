@@ -17,6 +17,7 @@ import torch
 
 from seqrec import rundir
 from seqrec.config import Config, load_config
+from seqrec.data.describe import remarks
 from seqrec.data.export import write_parquet
 from seqrec.data.log import InteractionLog, read_log
 from seqrec.data.sources import read_bytes
@@ -216,8 +217,8 @@ def _run(
 ) -> Run:
     device = _device(config)
     with _resumable(directory), contextlib.closing(Progress(progress)) as shown:
-        for note in log.notes:
-            shown.line(f"seqrec: {note}")
+        for remark in (*_preset_remark(config), *remarks(log, split)):
+            shown.line(f"seqrec: {remark}")
         rundir.write_items(directory, log.items)
         trainer = Trainer(directory, config, split, build(config, log.n_items), device, shown)
         if resumed:
@@ -261,6 +262,15 @@ def _preset_file(method: str, name: str, path: str) -> Path:
     if name not in FAMILIES or _is_synthetic(path):
         return resolve_preset(method, name, "")
     return resolve_preset(method, name, hashlib.sha256(read_bytes(path)).hexdigest())
+
+
+def _preset_remark(config: Config) -> list[str]:
+    """Which preset it is, and whether it was made for this data."""
+    preset = config.preset
+    if not preset.name:
+        return []
+    other = "" if preset.sha256 == config.data.sha256 else ", made for other data than this"
+    return [f"preset {preset.name}{other}"]
 
 
 def _is_synthetic(path: str) -> bool:

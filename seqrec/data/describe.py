@@ -35,6 +35,12 @@ def describe(log: InteractionLog, split: str = "leave-one-out") -> list[str]:
     return [f"{name:<{width}}  {value}" for name, value in facts]
 
 
+def remarks(log: InteractionLog, split: Split) -> list[str]:
+    """What a training says of its log before it begins: how it was read, ordered and cut."""
+    order = [] if log.tied_share is None else [f"events ordered {_order(log)}"]
+    return [*log.notes, *order, _evaluated(split)]
+
+
 def _spread(counts: np.ndarray) -> str:
     return (
         f"mean {counts.mean():.2f}, median {np.median(counts):g}, "
