@@ -49,7 +49,7 @@ def check_new(directory: Path, overwrite: bool) -> None:
         raise UsageError(
             f"{directory} is not empty and holds files that are no run's, {foreign[0]!r} for one",
             where,
-            f"name a new directory; `seqrec resume {directory}` and --overwrite are for a run alone",
+            f"name a new one; `seqrec resume {directory}` and --overwrite are for a run alone",
         )
     if names - {_LOCK, *(path.name for path in _torn(directory))} and not overwrite:
         resume = f"`seqrec resume {directory}` "
