@@ -65,7 +65,7 @@ def read_bytes(source: str | os.PathLike[str]) -> bytes:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"the file cannot be read: {reason}", file, "check the path") from None
     if not raw.strip():
-        raise UsageError("the file is empty", name_of(file), "it must hold at least two users")
+        raise UsageError("the file is empty", name_of(file), "it must hold users and items")
     return raw
 
 
@@ -99,7 +99,7 @@ def kind_of(raw: bytes, file: str) -> str | None:
 def from_words(words: Words, file: str, kind: str | None) -> Events:
     """Text without a header: ``lines``, or ``pairs`` where every line has exactly two fields."""
     if not len(words.lines):
-        raise UsageError("the file is empty", file, "it must hold at least two users")
+        raise UsageError("the file is empty", file, "it must hold users and items")
     fields = np.diff(np.append(np.flatnonzero(words.first_of_line()), len(words.lines)))
     odd = np.flatnonzero(fields != 2)
     if kind == "pairs" and len(odd):
