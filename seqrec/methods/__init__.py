@@ -22,5 +22,9 @@ METHODS: tuple[str, ...] = tuple(_REGISTRY)
 
 def build(config: Config, n_items: int) -> Method:
     """The method `config` names, with initial weights drawn from the run's seed, on the CPU."""
+    import torch
+
     module, name = _REGISTRY[config.method.name].split(":")
-    return getattr(importlib.import_module(module), name)(config, n_items)
+    # torch's layers first fill themselves from the global stream, which is the caller's
+    with torch.random.fork_rng(devices=[]):
+        return getattr(importlib.import_module(module), name)(config, n_items)

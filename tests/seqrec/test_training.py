@@ -306,6 +306,24 @@ def test_equal_runs_are_equal_bytes_and_another_seed_is_not(tmp_path: Path) -> N
     assert str(tmp_path).encode() not in one
 
 
+def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
+    """Randomness is a counter: the global streams are neither read nor moved."""
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1]
+        run = seqrec.train(
+            "sasrec", log_dict(), tmp_path / f"{seed}", sets=SETTINGS, progress=False
+        )
+        run.recommend({"you": ["i1"]})
+        run.evaluate()
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.array_equal(np.random.get_state()[1], before[1])
+        weights.append((run.directory / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
 def test_a_saved_state_holds_all_a_step_depends_on(trainer: Callable[..., Trainer]) -> None:
     """Weights, moments, the sum of losses: restored into a fresh trainer, bit for bit."""
     made = trainer([0.1, 0.2, 0.3], training__max_steps=6)
