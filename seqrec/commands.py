@@ -133,10 +133,12 @@ run that was never stopped. Of a finished run it says so."""
     def run(self, args: argparse.Namespace) -> None:
         from seqrec import api, report, rundir
 
-        if (args.directory / rundir.RESULT).exists():
-            print(f"seqrec: {args.directory} is finished, nothing to resume", file=sys.stderr)
+        finished = (args.directory / rundir.RESULT).exists()
         run = api.resume(args.directory)
-        print(report.finished(run.result, run.directory))
+        text = report.finished(run.result, run.directory)
+        if finished:  # said last: a result that cannot be read is a mistake, told in one line
+            print(f"seqrec: {args.directory} is finished, nothing to resume", file=sys.stderr)
+        print(text)
 
 
 class Evaluate(Command):

@@ -53,9 +53,15 @@ def read_model(
         method.load_state_dict(tensors)
     except (SafetensorError, KeyError, RuntimeError, OSError) as error:
         raise UsageError(
-            f"the weights cannot be read: {str(error).splitlines()[0]}",
+            f"the weights cannot be read: {_reason(error)}",
             str(path),
             f"`seqrec resume {directory}` restores them if training left its state, "
             "else train again",
         ) from error
     return method.to(device).eval(), counts
+
+
+def _reason(error: Exception) -> str:
+    """The first line that says something: torch heads its list of misfits with a mere title."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines[1:] if line), lines[0] if lines else type(error).__name__)

@@ -298,6 +298,29 @@ def test_a_damaged_file_is_named_in_one_line(
     assert str(copy) in said[0] and "resume" in said[0]
 
 
+def test_resuming_a_run_with_a_damaged_result_is_one_line_and_brings_it_back(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = json.loads((copy / "result.json").read_text())["metrics"]
+    (copy / "result.json").write_text("{")
+    assert main(["resume", str(copy)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be read" in line and "remove it" in line
+    (copy / "result.json").unlink()
+    assert main(["resume", str(copy)]) == 0
+    assert json.loads((copy / "result.json").read_text())["metrics"] == metrics
+
+
+def test_item_ids_that_do_not_fit_the_weights_are_named_by_their_shapes(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "items.txt").write_text("i1\n")
+    (tmp_path / "in.txt").write_text("a i1 i2 i3\n")
+    assert main(["recommend", str(copy), "--input", str(tmp_path / "in.txt")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "size mismatch for encoder.items" in line
+
+
 # Data of every kind -------------------------------------------------------------------------------
 
 
