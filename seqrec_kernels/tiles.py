@@ -2,10 +2,10 @@
 
 This module imports triton; it is imported by kernels only, never by ``import seqrec_kernels``.
 
-**Tiles** are looked up, not tuned: a pure function of the chip's shared memory, the dtype and the
-width. Nothing depends on the number of rows or items, so a row's result does not either. The table
-was filled by compiling (``tests/kernels/test_triton_compiles.py`` holds it to: shared memory under
-the limit, nothing spilled, tensor-core instructions there); no entry has been timed on a GPU.
+**Tiles** are looked up, not tuned: a function of the chip, the dtype and the width alone, and not
+of the number of rows or items. The table was filled by compiling, and
+``tests/kernels/test_triton_compiles.py`` holds it to what that showed: shared memory under the
+limit, nothing spilled, tensor-core instructions there. No entry has been timed on a GPU.
 
 **Precision.** float16 and bfloat16 operands go into the tensor cores as they are, with float32
 sums. float32 operands go there in three TF32 products of their upper and lower halves ("tf32x3",
@@ -45,6 +45,8 @@ class Tile(NamedTuple):
 # bytes of shared memory a block may have, by compute capability; others get the smallest
 _SHARED = {80: 163 << 10, 87: 163 << 10, 90: 227 << 10, 100: 227 << 10, 103: 227 << 10}
 _LEAST_SHARED = 99 << 10
+# chips whose products read their operands from shared memory (wgmma, tcgen05)
+_FROM_SHARED = (90, 100, 103)
 
 # tests make tiles tiny with this
 OVERRIDE: Tile | None = None
@@ -72,7 +74,7 @@ def tile(kind: str, dtype: torch.dtype, depth: int, capability: int) -> Tile:
             return Tile(64, 128, min(width, 32), 0, 8, 2)
         if kind == "ranks":
             # where all of a product is in registers (mma.sync), beside the comparisons, less fits
-            if capability not in (90, 100, 103):
+            if capability not in _FROM_SHARED:
                 return Tile(64, 64, 16, 0, 4, 2)
             return Tile(64, 128, min(width, 32), 0, 8, 2)
         return Tile(64, 32, min(width, 32), min(width, 128), 8, 1)
@@ -145,15 +147,9 @@ def dot(b_a, b_b, b_acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def load_rows(
-    table,
-    i_row,
-    n_rows,
-    i_d,
-    STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    BR: tl.constexpr,
-    BD: tl.constexpr,
-):
+    table, i_row, n_rows, i_d,
+    STRIDE: tl.constexpr, D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """Rows ``i_row ..`` and columns ``i_d ..`` of a table, 0 outside it: ``[BR, BD]``."""
     o_r = tl.arange(0, BR)
     o_d = i_d + tl.arange(0, BD)
@@ -176,21 +172,10 @@ def gather_rows(table, o_r, m_r, i_d, STRIDE: tl.constexpr, D: tl.constexpr, BD:
 
 @triton.jit
 def scores(
-    left,
-    right,
-    b_l,
-    i_l,
-    n_l,
-    i_r,
-    n_r,
-    STRIDE_L: tl.constexpr,
-    STRIDE_R: tl.constexpr,
-    D: tl.constexpr,
-    BL: tl.constexpr,
-    BR: tl.constexpr,
-    BD: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    left, right, b_l, i_l, n_l, i_r, n_r,
+    STRIDE_L: tl.constexpr, STRIDE_R: tl.constexpr, D: tl.constexpr, BL: tl.constexpr,
+    BR: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Dot products of rows ``i_l ..`` of one table and ``i_r ..`` of another: float32 ``[BL, BR]``.
 
     ``b_l`` holds the left rows where one chunk covers the width; else they are read chunk by chunk.

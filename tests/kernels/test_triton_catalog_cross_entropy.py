@@ -259,6 +259,22 @@ def test_strided_expanded_and_sliced_inputs(tiny_tiles: None) -> None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=what)
 
 
+def test_rows_of_the_table_further_apart_than_32_bits_reach(tiny_tiles: None) -> None:
+    # interpreted, the storage would be copied: there the rows only lie apart
+    m, v, d, apart = 5, 6, 16, 2**12 if triton_device.INTERPRETED else 2**29
+    storage = torch.zeros((v - 1) * apart + d, dtype=torch.float16, device=DEVICE)
+    table = storage.as_strided((v, d), (apart, 1))
+    table.copy_(torch.randn(v, d))
+    queries = torch.randn(m, d, dtype=torch.float16, device=DEVICE)
+    targets = torch.randint(v, (m,), device=DEVICE)
+    losses, grads = [], []
+    for items in (table, table.contiguous()):
+        leaf = items.detach().requires_grad_()
+        losses.append(catalog_cross_entropy(queries, leaf, targets))
+        grads += torch.autograd.grad(losses[-1], leaf)
+    assert torch.equal(*losses) and torch.equal(*grads)
+
+
 def test_rows_without_a_target_and_batches_without_rows(tiny_tiles: None) -> None:
     given = call(20, 40, 6, 2)
     given["targets"][:] = -1

@@ -153,8 +153,10 @@ def holds(launch: Launch, chip: int) -> list[str]:
     if compiled.metadata.shared > LIMIT[chip]:
         wrong.append(f"{here}: {compiled.metadata.shared} bytes of shared memory")
     usage = resources(compiled.asm["cubin"])
-    if usage["STACK"] or usage["LOCAL"]:
-        wrong.append(f"{here}: spills, {usage}")
+    if usage["STACK"] or usage["LOCAL"]:  # a frame need not hold spilled registers
+        spilled = spills(compiled.asm["ptx"], chip, launch.options["enable_fp_fusion"])
+        if spilled:
+            wrong.append(f"{here}: {spilled} bytes spilled, {usage}")
     products = ("wgmma.mma_async", "mma.sync", "tcgen05.mma")
     found = [product for product in products if product in compiled.asm["ptx"]]
     if name in TILES and not found:
@@ -164,6 +166,19 @@ def holds(launch: Launch, chip: int) -> list[str]:
     if name in TILES and not narrow and PRODUCT[chip] not in found:
         wrong.append(f"{here}: {found} and not {PRODUCT[chip]}")
     return wrong
+
+
+def spills(ptx: str, chip: int, fusion: bool) -> int:
+    """Bytes of registers that ptxas writes to memory and reads back."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    arch = f"sm_{chip}a" if chip >= 90 else f"sm_{chip}"
+    flags = [] if fusion else ["--fmad=false"]
+    done = subprocess.run(
+        [get_ptxas(chip).path, "-v", *flags, f"--gpu-name={arch}", "-", "-o", os.devnull],
+        input=ptx, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return sum(map(int, re.findall(r"(\d+) bytes spill", done.stderr)))
 
 
 def resources(cubin: bytes) -> dict[str, int]:

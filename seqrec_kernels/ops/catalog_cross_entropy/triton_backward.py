@@ -59,25 +59,9 @@ class Upstream(NamedTuple):
 
 @triton.jit
 def _finish_dq(
-    b_acc,
-    e,
-    columns,
-    factor,
-    pull,
-    unit,
-    dq,
-    i_m,
-    i_d,
-    M,
-    first,
-    T,
-    scale,
-    gain,
-    STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BO: tl.constexpr,
-):
+    b_acc, e, columns, factor, pull, unit, dq, i_m, i_d, M, first, T, scale, gain,
+    STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
     """Scales a block of sums, takes the targets' rows off and stores the gradient."""
     o_m = i_m + tl.arange(0, BM)
     o_d = i_d + tl.arange(0, BO)
@@ -95,34 +79,11 @@ def _finish_dq(
 
 @triton.jit(do_not_specialize=["M", "V", "first", "size", "T"])
 def dq_bwd_kernel(
-    q,
-    e,
-    bias,
-    lse,
-    columns,
-    factor,
-    pull,
-    unit,
-    dq,
-    M,
-    V,
-    first,
-    size,
-    T,
-    scale2,
-    scale,
-    boost,
-    gain,
-    STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BV: tl.constexpr,
-    BD: tl.constexpr,
-    BO: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PARTS: tl.constexpr,
-):
+    q, e, bias, lse, columns, factor, pull, unit, dq, M, V, first, size, T, scale2, scale,
+    boost, gain,
+    STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+    BO: tl.constexpr, PRECISION: tl.constexpr, HAS_BIAS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     i_m = tl.program_id(0).to(tl.int64) * BM
     i_s = tl.program_id(1).to(tl.int64)
     i_o = tl.program_id(2) * BO
@@ -150,24 +111,9 @@ def dq_bwd_kernel(
 
 @triton.jit(do_not_specialize=["M", "first", "parts", "T"])
 def dq_finish_kernel(
-    part,
-    e,
-    columns,
-    factor,
-    pull,
-    unit,
-    dq,
-    M,
-    first,
-    parts,
-    T,
-    scale,
-    gain,
-    STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BO: tl.constexpr,
-):
+    part, e, columns, factor, pull, unit, dq, M, first, parts, T, scale, gain,
+    STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
     i_m = tl.program_id(0).to(tl.int64) * BM
     i_o = tl.program_id(1) * BO
     o_m = i_m + tl.arange(0, BM)
@@ -212,29 +158,11 @@ def dq_bwd(x: Operands, labels: Labels, up: Upstream, lse: Tensor) -> Tensor:
 
 @triton.jit
 def _finish_de(
-    b_acc,
-    b_sum,
-    q,
-    pull,
-    order,
-    sorted,
-    bounds,
-    unit,
-    de,
-    db,
-    i_block,
-    i_v,
-    i_d,
-    V,
-    T,
-    scale,
+    b_acc, b_sum, q, pull, order, sorted, bounds, unit, de, db, i_block, i_v, i_d, V, T, scale,
     gain,
-    D: tl.constexpr,
-    BV: tl.constexpr,
-    BO: tl.constexpr,
-    NEED_ITEMS: tl.constexpr,
+    D: tl.constexpr, BV: tl.constexpr, BO: tl.constexpr, NEED_ITEMS: tl.constexpr,
     NEED_BIAS: tl.constexpr,
-):
+):  # fmt: skip
     """Scales a block of sums, takes the rows that aim at these items off and stores gradients."""
     o_v = i_v + tl.arange(0, BV)
     o_d = i_d + tl.arange(0, BO)
@@ -266,39 +194,12 @@ def _finish_de(
 
 @triton.jit(do_not_specialize=["M", "V", "first", "size", "T"])
 def de_bwd_kernel(
-    q,
-    e,
-    bias,
-    lse,
-    factor,
-    pull,
-    order,
-    sorted,
-    bounds,
-    unit,
-    de,
-    db,
-    M,
-    V,
-    first,
-    size,
-    T,
-    scale2,
-    scale,
-    boost,
-    gain,
-    STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BV: tl.constexpr,
-    BD: tl.constexpr,
-    BO: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PARTS: tl.constexpr,
-    NEED_ITEMS: tl.constexpr,
-    NEED_BIAS: tl.constexpr,
-):
+    q, e, bias, lse, factor, pull, order, sorted, bounds, unit, de, db, M, V, first, size, T,
+    scale2, scale, boost, gain,
+    STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+    BO: tl.constexpr, PRECISION: tl.constexpr, HAS_BIAS: tl.constexpr, PARTS: tl.constexpr,
+    NEED_ITEMS: tl.constexpr, NEED_BIAS: tl.constexpr,
+):  # fmt: skip
     i_block = tl.program_id(0).to(tl.int64)
     i_s = tl.program_id(1).to(tl.int64)
     i_o = tl.program_id(2) * BO
@@ -341,28 +242,11 @@ def de_bwd_kernel(
 
 @triton.jit(do_not_specialize=["V", "first", "parts", "T"])
 def de_finish_kernel(
-    part,
-    bias_part,
-    q,
-    pull,
-    order,
-    sorted,
-    bounds,
-    unit,
-    de,
-    db,
-    V,
-    first,
-    parts,
-    T,
-    scale,
+    part, bias_part, q, pull, order, sorted, bounds, unit, de, db, V, first, parts, T, scale,
     gain,
-    D: tl.constexpr,
-    BV: tl.constexpr,
-    BO: tl.constexpr,
-    NEED_ITEMS: tl.constexpr,
+    D: tl.constexpr, BV: tl.constexpr, BO: tl.constexpr, NEED_ITEMS: tl.constexpr,
     NEED_BIAS: tl.constexpr,
-):
+):  # fmt: skip
     i_block = tl.program_id(0).to(tl.int64)
     i_o = tl.program_id(1) * BO
     i_v = first + i_block * BV

@@ -53,23 +53,10 @@ __all__ = ["backward", "forward", "saved_shapes", "unsupported"]
 
 @triton.jit(do_not_specialize=["M", "V", "first", "size"])
 def lse_fwd_kernel(
-    q,
-    e,
-    bias,
-    part,
-    M,
-    V,
-    first,
-    size,
-    scale2,
-    STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BV: tl.constexpr,
-    BD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
+    q, e, bias, part, M, V, first, size, scale2,
+    STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
     i_m = tl.program_id(0).to(tl.int64) * BM
     i_s = tl.program_id(1).to(tl.int64)
     b_q = load_rows(q, i_m, M, 0, D, D, BM, BD)  # [BM, BD]
@@ -102,25 +89,10 @@ def lse_fwd(x: Operands) -> Tensor:
 
 @triton.jit(do_not_specialize=["M", "first", "parts", "T"])
 def combine_fwd_kernel(
-    q,
-    e,
-    bias,
-    columns,
-    weights,
-    part,
-    lse,
-    pull,
-    M,
-    first,
-    parts,
-    T,
-    scale,
-    STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
+    q, e, bias, columns, weights, part, lse, pull, M, first, parts, T, scale,
+    STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-):
+):  # fmt: skip
     i_m = tl.program_id(0).to(tl.int64) * BM
     o_m = i_m + tl.arange(0, BM)
     m_m = o_m < M

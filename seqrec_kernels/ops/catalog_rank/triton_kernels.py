@@ -44,26 +44,10 @@ _ABSENT, _LEFT_OUT, _SCORED = 0, 1, 2
 
 @triton.jit(do_not_specialize=["R", "first", "T", "G"])
 def level_kernel(
-    q,
-    e,
-    bias,
-    target,
-    words,
-    level,
-    R,
-    first,
-    T,
-    G,
-    seen_score,
-    STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BV: tl.constexpr,
-    BD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SEEN: tl.constexpr,
-):
+    q, e, bias, target, words, level, R, first, T, G, seen_score,
+    STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, HAS_BIAS: tl.constexpr, SEEN: tl.constexpr,
+):  # fmt: skip
     i_m = tl.program_id(0).to(tl.int64) * BM
     o_m = i_m + tl.arange(0, BM)
     b_level = tl.zeros([BM], dtype=tl.float32)
@@ -71,7 +55,7 @@ def level_kernel(
         o_c = i_c + tl.arange(0, BV)
         b_tc = tl.load(target + i_m + o_c, mask=(o_c < BM) & (i_m + o_c < R), other=-1)  # [BV]
         b_s = tl.zeros([BM, BV], dtype=tl.float32)
-        for i_d in tl.static_range(0, D, BD):
+        for i_d in range(0, D, BD):
             b_q = load_rows(q, i_m, R, i_d, D, D, BM, BD)  # [BM, BD]
             b_e = gather_rows(e, b_tc, b_tc >= 0, i_d, STRIDE, D, BD)  # [BV, BD]
             b_s = dot(b_q, tl.trans(b_e), b_s, PRECISION)
@@ -89,29 +73,10 @@ def level_kernel(
 
 @triton.jit(do_not_specialize=["R", "V", "first", "size", "T", "G"])
 def count_kernel(
-    q,
-    e,
-    bias,
-    target,
-    level,
-    words,
-    part,
-    R,
-    V,
-    first,
-    size,
-    T,
-    G,
-    seen_score,
-    STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BV: tl.constexpr,
-    BD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SEEN: tl.constexpr,
-):
+    q, e, bias, target, level, words, part, R, V, first, size, T, G, seen_score,
+    STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, HAS_BIAS: tl.constexpr, SEEN: tl.constexpr,
+):  # fmt: skip
     i_m = tl.program_id(0).to(tl.int64) * BM
     i_s = tl.program_id(1).to(tl.int64)
     o_m = i_m + tl.arange(0, BM)

@@ -63,28 +63,11 @@ def _decode(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 @triton.jit(do_not_specialize=["M", "V", "first", "size", "G", "K"])
 def topk_kernel(
-    q,
-    e,
-    bias,
-    words,
-    keys,
-    chosen,
-    M,
-    V,
-    first,
-    size,
-    G,
-    K,
-    STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BV: tl.constexpr,
-    BD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_SEEN: tl.constexpr,
+    q, e, bias, words, keys, chosen, M, V, first, size, G, K,
+    STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SEEN: tl.constexpr,
     SECOND: tl.constexpr,
-):
+):  # fmt: skip
     """First pass: writes ``keys`` [M, G]. Second: ``keys`` hold a group's slot among the K chosen,
     or -1, and the items' keys go to ``chosen`` [M, K, 32].
     """
