@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class Run:
         """
         if k < 1:
             raise UsageError(f"k is {k}", "--k", "ask for at least 1 item")
-        k = min(k, len(self.items))
+        k = min(operator.index(k), len(self.items))  # numpy's integers are integers too
         pairs = histories.items() if isinstance(histories, Mapping) else histories
         chunk: list[tuple[str, Sequence[str]]] = []
         for user, items in pairs:

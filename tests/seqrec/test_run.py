@@ -153,6 +153,13 @@ def test_less_than_one_item_is_refused(run: Run, k: int) -> None:
         run.recommend({"a": ["i1"]}, k)
 
 
+def test_how_many_may_be_numpys_integer_but_no_fraction(run: Run) -> None:
+    asked = {"you": ["i1", "i2"]}
+    assert run.recommend(asked, np.int64(3)) == run.recommend(asked, 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="float"):
+        run.recommend(asked, 2.0)  # type: ignore[arg-type]
+
+
 def test_a_history_that_is_one_text_is_refused(run: Run) -> None:
     """Else it would be read letter by letter, and answered with popularity."""
     with pytest.raises(UsageError, match="'i1'"):
