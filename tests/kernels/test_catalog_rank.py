@@ -288,3 +288,5 @@ def test_metrics_without_targets_and_wrong_arguments() -> None:
         rank_metrics(none, ks=(0,))
     with pytest.raises(ValueError, match=r"rank.greater is \(1,\)"):
         rank_metrics(Rank(torch.tensor([1]), torch.tensor([1, 2])))
+    with pytest.raises(TypeError, match=r"rank.equal must be int64, not torch\.float32"):
+        rank_metrics(Rank(torch.tensor([1]), torch.tensor([1.0])))

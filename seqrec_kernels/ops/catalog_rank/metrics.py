@@ -37,11 +37,15 @@ def rank_metrics(
         0.0 where no target counts. Reads the device once.
 
     Raises:
+        TypeError: counts that are no int64 tensors, a cut-off that is no int.
         ValueError: an unknown tie rule, a cut-off below 1, counts of different shapes.
     """
     checks.one_of("ties", ties, ("mean", "optimistic", "pessimistic"))
     ks = [checks.integer("ks", k, 1) for k in ks]
     greater, equal = checks.tensor("rank.greater", rank[0]), checks.tensor("rank.equal", rank[1])
+    for name, counts in (("rank.greater", greater), ("rank.equal", equal)):
+        if counts.dtype != torch.int64:
+            raise TypeError(f"{name} must be int64, not {counts.dtype}")
     if greater.shape != equal.shape:
         raise ValueError(
             f"rank.greater is {tuple(greater.shape)} but rank.equal is {tuple(equal.shape)}"
