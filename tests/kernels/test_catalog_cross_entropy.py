@@ -204,6 +204,28 @@ def test_a_target_taken_out_costs_infinity_unless_it_weighs_nothing(name: str) -
     assert loss[1].isfinite()
 
 
+@pytest.mark.parametrize("name", ["blocked", "reference"])
+def test_a_catalogue_taken_out_altogether_leaves_no_nan(tiny_tiles: None, name: str) -> None:
+    """Rows that do not count, or weigh nothing, add 0 and no gradient; the others cost infinity."""
+    q, e, _, _ = problem(3, 9, 4)
+    bias = torch.full((9,), -torch.inf)
+    targets = torch.tensor([[-1], [2], [3]])
+    for weights, last in (([0, 0, 0], 0.0), ([0, 0, 1], torch.inf)):
+        found = oracles.leaves(q, e, bias)
+        with backend(name):
+            loss = catalog_cross_entropy(
+                found[0],
+                found[1],
+                targets,
+                torch.tensor(weights, dtype=torch.float32)[:, None],
+                item_bias=found[2],
+                reduction="none",
+            )
+            assert loss.tolist() == [0.0, 0.0, last]
+            gradients = torch.autograd.grad(loss[:2].sum(), found)
+        assert all(not g.any() for g in gradients)  # NaN is not zero
+
+
 def test_one_item_is_certain() -> None:
     q, e = oracles.leaves(torch.randn(4, 8), torch.randn(1, 8))
     loss = catalog_cross_entropy(q, e, torch.zeros(4, dtype=torch.int64))

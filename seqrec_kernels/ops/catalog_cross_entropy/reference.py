@@ -28,7 +28,18 @@ def catalog_cross_entropy(problem: Problem) -> Tensor:
     chosen = logits.gather(1, labels.columns)
     # a weight of 0 beside a logit of -inf (an item taken out) adds nothing
     chosen = torch.where(labels.weights == 0, 0, chosen)
-    losses = labels.mass * logits.logsumexp(1) - (labels.weights * chosen).sum(1)
+    lse = _logsumexp(logits)
+    losses = labels.mass * lse - (labels.weights * chosen).sum(1)
     losses = torch.where(labels.scale > 0, losses, 0)  # rows that do not count
     losses = torch.where(labels.wrong, torch.nan, losses)
     return losses if problem.reduction == "none" else (labels.scale * losses).sum()
+
+
+def _logsumexp(logits: Tensor) -> Tensor:
+    """The log-sum-exp of each row; finite, with zero gradient, where every item is taken out.
+
+    torch's has the gradient NaN there, which a weight of 0 does not remove.
+    """
+    nothing = (logits == -torch.inf).all(1)
+    lowest = torch.finfo(logits.dtype).min
+    return torch.where(nothing, lowest, torch.where(nothing[:, None], 0, logits).logsumexp(1))
