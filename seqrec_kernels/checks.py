@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -169,7 +170,7 @@ def direct(*tensors: Tensor | None) -> bool:
     """Whether a call may skip torch's dispatcher (it costs more than a small operator).
 
     It may in plain eager mode: nothing is being compiled, no dispatch or function mode watches, no
-    function transform (``torch.func``) is open and no argument is a tensor subclass.
+    function transform (``torch.func``) is open and no argument is a tensor subclass, or on "meta".
     """
     if torch.compiler.is_compiling():
         return False
@@ -177,7 +178,26 @@ def direct(*tensors: Tensor | None) -> bool:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    plain = (Tensor, torch.nn.Parameter)
+    return all(t is None or (type(t) in plain and not t.is_meta) for t in tensors)
+
+
+def plain_backward_only(operator: str, *tensors: Tensor | None) -> None:
+    """Refuses forward-mode derivatives, which would be dropped unsaid, and ``torch.func``."""
+    if torch.compiler.is_compiling():
+        return
+    there = [t for t in tensors if t is not None]
+    dual = forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(t).tangent is not None for t in there if t.is_floating_point()
+    )
+    wrapped = torch._C._functorch.peek_interpreter_stack() is not None and any(
+        map(torch._C._functorch.is_functorch_wrapped_tensor, there)
+    )
+    if dual or wrapped:
+        raise RuntimeError(
+            f"{operator} has neither forward-mode derivatives nor torch.func transforms here; "
+            'compute it under seqrec_kernels.backend("reference"), which has'
+        )
 
 
 def _reads_values(*tensors: Tensor) -> bool:
@@ -186,6 +206,10 @@ def _reads_values(*tensors: Tensor) -> bool:
         return False
     if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
         return False  # a fake tensor has no values
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors):
+        return False  # a batch of vmap has none either
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        return False  # make_fx: a look would be frozen into its graph
     kind = tensors[0].device.type
     if kind == "cpu":
         return True
@@ -281,17 +305,19 @@ def seen_values(seen: SeenItems | None, items: int) -> SeenItems | None:
 # ---- precision -----------------------------------------------------------------------------------
 
 
-def autocast(*matrices: Tensor) -> tuple[Tensor, ...]:
-    """``matrices`` as ``torch.mm`` would get them under the autocast in force, if any."""
-    kind = matrices[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return matrices
+def autocast(queries: object, items: object) -> tuple[Tensor, Tensor]:
+    """The matrices as ``torch.mm`` would get them under the autocast in force, if any."""
+    q, e = tensor("queries", queries), tensor("items", items)
+    kind = q.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return q, e
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(m if m.dtype == torch.float64 else m.to(dtype) for m in matrices)
+    narrow = FLOATS[:3]  # float64 stays, and what is no float is for the caller to refuse
+    return q.to(dtype) if q.dtype in narrow else q, e.to(dtype) if e.dtype in narrow else e
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[object]:
     """Products inside choose their own precision, whatever autocast is in force outside."""
-    if torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

@@ -11,6 +11,8 @@ import torch
 from cross_entropy_calls import gradients, problem
 from oracles import Watch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 from seqrec_kernels import backend, catalog_cross_entropy
 from seqrec_kernels.ops.catalog_cross_entropy import blocked
@@ -256,3 +258,74 @@ def test_peak_resident_memory_stays_below_five_percent_of_the_matrix(reduction: 
     )
     share = float(done.stdout)
     assert 0.0 < share < 0.05, f"{share:.2%} of M * V * 4 bytes"
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(reduction: str, reentrant: bool) -> None:
+    q, e, y, options = problem(5, 9, 4)
+    options["reduction"] = reduction
+    expected = oracles.leaves(q, e)
+    catalog_cross_entropy(*expected, y, **options).sum().backward()
+    found = oracles.leaves(q, e)
+    loss = checkpoint(
+        lambda q, e: catalog_cross_entropy(q, e, y, **options), *found, use_reentrant=reentrant
+    )
+    loss.sum().backward()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_forward_mode_and_function_transforms_are_refused_with_the_way_out() -> None:
+    q, e, y, _ = problem(5, 9, 4)
+
+    def loss(q: Tensor) -> Tensor:
+        return catalog_cross_entropy(q, e, y)
+
+    def dual(q: Tensor) -> Tensor:
+        with torch.autograd.forward_ad.dual_level():
+            made = torch.autograd.forward_ad.make_dual(q, torch.ones_like(q))
+            return torch.autograd.forward_ad.unpack_dual(loss(made)).tangent
+
+    calls = [
+        lambda: dual(q),
+        lambda: torch.func.jvp(loss, (q,), (torch.ones_like(q),))[1],
+        lambda: torch.func.grad(loss)(q),
+        lambda: torch.func.vmap(loss)(q.expand(2, 5, 4)),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r'torch\.func .*backend\("reference"\)'):
+            call()
+    with backend("reference"):
+        tangent, also, gradient, batch = (call() for call in calls)
+    torch.testing.assert_close(tangent, gradient.sum())
+    torch.testing.assert_close(also, gradient.sum())
+    torch.testing.assert_close(batch, loss(q).expand(2))
+
+
+def test_the_reference_rounds_nothing_but_its_operands_under_autocast() -> None:
+    q, e, y, _ = problem(30, 50, 20)
+    with backend("reference"):
+        expected = catalog_cross_entropy(q.bfloat16(), e.bfloat16(), y)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(catalog_cross_entropy(q, e, y), expected)
+
+
+def test_autocast_lets_no_wrong_argument_pass() -> None:
+    q, e, y, _ = problem(5, 9, 4)
+    for cast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            with pytest.raises(TypeError, match=r"queries .* not torch\.int64"):
+                catalog_cross_entropy(q.long(), e, y)
+            with pytest.raises(TypeError, match=r"queries must be a torch\.Tensor, not ndarray"):
+                catalog_cross_entropy(q.numpy(), e, y)  # type: ignore[arg-type]
+
+
+def test_tracing_and_meta_tensors_read_no_ids() -> None:
+    q, e, y, _ = problem(5, 9, 4)
+    graph = make_fx(lambda y: catalog_cross_entropy(q, e, y))(y)
+    other = y.flip(0)
+    assert torch.equal(graph(other), catalog_cross_entropy(q, e, other))
+    q, e = oracles.leaves(q.to("meta"), e.to("meta"))
+    loss = catalog_cross_entropy(q, e, y.to("meta"), reduction="none")
+    assert loss.shape == (5,) and torch.autograd.grad(loss.sum(), e)[0].shape == (9, 4)

@@ -91,7 +91,8 @@ def catalog_cross_entropy(
         queries, items, targets, weights, item_bias, first_item, temperature, reduction
     )
     if implementation == "reference":
-        return reference.catalog_cross_entropy(problem)
+        with checks.no_autocast(queries.device.type):  # its casts are done, above
+            return reference.catalog_cross_entropy(problem)
     return autograd.catalog_cross_entropy(problem, implementation)
 
 
@@ -100,7 +101,8 @@ def _weights(value: object, targets: Tensor, queries: Tensor) -> Tensor | None:
         return None
     weights = checks.tensor("weights", value)
     # autocast changes the queries' dtype behind the caller's back; float32 weights stay welcome
-    cast = torch.is_autocast_enabled(queries.device.type)
+    kind = queries.device.type
+    cast = kind != "meta" and torch.is_autocast_enabled(kind)
     if weights.dtype != queries.dtype and not (cast and weights.dtype == torch.float32):
         raise TypeError(f"weights are {weights.dtype} but queries are {queries.dtype}")
     if weights.shape != targets.shape:

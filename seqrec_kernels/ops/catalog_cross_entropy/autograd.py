@@ -32,6 +32,7 @@ _implementations: dict[str, ModuleType] = {
 def catalog_cross_entropy(problem: Problem, implementation: str) -> Tensor:
     """The loss of ``problem``, differentiable once."""
     inputs = (problem.queries, problem.items, problem.item_bias)
+    checks.plain_backward_only("catalog_cross_entropy", *problem[:5])
     recording = torch.is_grad_enabled()
     needs = [recording and t is not None and t.requires_grad for t in inputs]
     if not checks.direct(*problem[:5]):
@@ -153,7 +154,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-    tensors, saved = ctx.saved_tensors[:5], list(ctx.saved_tensors[5:])
+    kept = ctx.saved_tensors  # read once: under activation checkpointing a second look raises
+    tensors, saved = kept[:5], list(kept[5:])
     problem = Problem(*tensors, *ctx.numbers)
     inputs = (problem.queries, problem.items, problem.item_bias)
     if grad is None or not any(ctx.needs):
