@@ -7,7 +7,7 @@ BIN     = $(VENV)/bin
 .PHONY: demo test lint bench readme clean
 
 demo: $(VENV)/.installed  ## train on a log whose best possible metrics are known, in minutes
-	$(BIN)/seqrec train sasrec --data synthetic --out runs/demo --epochs 30 --overwrite
+	$(BIN)/seqrec train sasrec --data synthetic --epochs 30 --out runs/demo --overwrite
 
 test: $(VENV)/.installed  ## every test; `make test ARGS="-k config"` for some
 	$(BIN)/python -m pytest $(ARGS)

@@ -134,7 +134,7 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         description="Train a recommender on an interaction log, judge it against the full\n"
         "catalogue, and recommend.",
         epilog="start with:\n"
-        "  seqrec train sasrec --data synthetic --out runs/demo\n"
+        "  seqrec train sasrec --data synthetic --epochs 30 --out runs/demo\n"
         "  seqrec data events.csv\n\n" + EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"seqrec {_version()}")

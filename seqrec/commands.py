@@ -54,7 +54,7 @@ Train METHOD on a log, keep the weights of the best validation epoch, and evalua
 once on the held-out test events, against every item, beside two counting baselines.
 Command, configuration and data are checked before anything is created."""
     examples = """\
-  seqrec train sasrec --data synthetic --out runs/demo
+  seqrec train sasrec --data synthetic --epochs 30 --out runs/demo
   seqrec train sasrec --data events.csv --out runs/one
   seqrec train sasrec --data events.csv --out runs/two --set encoder.dim=128 training.lr=0.002
 """
