@@ -20,6 +20,7 @@ bfloat16 products and autocast are off inside.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,21 +30,32 @@ from torch import Tensor
 from seqrec_kernels import checks
 from seqrec_kernels.types import SeenItems, csr_places
 
+_precision_lock = threading.Lock()
+_precision_held: dict[str, tuple[int, str]] = {}  # device type -> threads inside, what was set
+
 
 @contextmanager
 def exact_products(device_type: str) -> Iterator[None]:
-    """Float32 products in full precision inside, whatever is set outside."""
+    """Float32 products in full precision inside, whatever is set outside.
+
+    The setting belongs to the process: the first thread in changes it, the last one out restores.
+    """
     backend = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
-    before = backend.matmul.fp32_precision
-    with checks.no_autocast(device_type):
-        if before == "ieee":
+    with _precision_lock:
+        inside, before = _precision_held.get(device_type, (0, backend.matmul.fp32_precision))
+        _precision_held[device_type] = inside + 1, before
+        if inside == 0 and before != "ieee":
+            backend.matmul.fp32_precision = "ieee"
+    try:
+        with checks.no_autocast(device_type):
             yield
-            return
-        backend.matmul.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            backend.matmul.fp32_precision = before
+    finally:
+        with _precision_lock:
+            inside, before = _precision_held.pop(device_type)
+            if inside > 1:
+                _precision_held[device_type] = inside - 1, before
+            elif before != "ieee":
+                backend.matmul.fp32_precision = before
 
 
 class ScoreTiles:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqrec_kernels import Rank, SeenItems, backend, catalog_rank, rank_metrics
 from seqrec_kernels.ops.catalog_rank import blocked
-from seqrec_kernels.ops.scoring import ScoreTiles
+from seqrec_kernels.ops.scoring import ScoreTiles, exact_products
 
 OPERATOR = torch.ops.seqrec_kernels.catalog_rank.default
 
@@ -162,6 +162,23 @@ def test_autocast_and_low_precision_products_are_ignored() -> None:
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = before
     assert torch.equal(plain.greater, cast.greater) and torch.equal(plain.greater, low.greater)
+
+
+def test_full_precision_lasts_until_the_last_thread_is_out() -> None:
+    """The setting is the process's: a call that ends must not take it from one under way."""
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        first, second = exact_products("cpu"), exact_products("cpu")
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert matmul.fp32_precision == "ieee"
+        second.__exit__(None, None, None)
+        assert matmul.fp32_precision == "bf16"
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_strided_inputs_none_written_and_no_gradient() -> None:
