@@ -1,55 +1,152 @@
 """Runs families side by side and writes the figures with everything that belongs to them.
 
 python -m benchmarks.run --out benchmarks/results/NAME/result.json [catalog_rank ...]
+
+"ours" is the implementation that dispatch picks, named as such; our other implementations that can
+run stand beside it as "seqrec NAME". The exit status is 1 where one of ours is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import shlex
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from benchmarks._common import calibration, interleaved, summary, surroundings
+import torch
+
+from benchmarks._common import MEASURE, Case, WrongResult, measure
+from benchmarks._machine import Machine, measured, surroundings
 
 FAMILIES = ("catalog_cross_entropy", "catalog_rank", "catalog_topk")
+GROUPS = ("tiny", "paper", "large")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("families", nargs="*", help=f"of {', '.join(FAMILIES)}; default: all")
-    parser.add_argument("--out", type=Path, help="the JSON file to write; default: print only")
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args(arguments)
-    if unknown := sorted(set(options.families) - set(FAMILIES)):
-        parser.error(f"no family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
-
-    result = {
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    begin = time.monotonic()
+    dtypes = [DTYPES[name] for name in options.dtypes]
+    small = options.shapes == ["tiny"]
+    machine = measured(options.device, dtypes, small)
+    result: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.run", *arguments]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": 0,
+        "device": options.device,
+        "shapes": options.shapes,
         "rounds": options.rounds,
-        "measure": "CPU time of the one working thread, rivals interleaved, median over rounds",
-        **surroundings(),
-        "gflops_before": calibration(),
+        "measure": MEASURE[options.device],
+        **surroundings(options.device),
+        "machine_before": machine.figures(),
         "cases": {},
+        "not_run": [],
     }
-    for family in options.families or FAMILIES:
-        for case in importlib.import_module(f"benchmarks.test_{family}").cases():
-            figures = summary(interleaved(case, options.rounds))
-            result["cases"][case.name] = {"correct": True, **figures}
-            print(case.name, json.dumps(figures["ratio_to_ours"]), flush=True)
-    result["gflops_after"] = calibration()
-    text = json.dumps(result, indent=1) + "\n"
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
-    else:
-        print(text)
+    for name, build in planned(
+        options.families or FAMILIES, options.shapes, options.device, dtypes
+    ):
+        if options.seconds and time.monotonic() - begin > options.seconds:
+            result["not_run"].append(f"{name}: the {options.seconds:g} s were used up")
+            print(result["not_run"][-1], flush=True)
+            continue
+        try:
+            name, entry = timed(build, machine, options.rounds)
+            ratios = json.dumps(entry["ratio_to_ours"])
+            print(f"{name}: ours is {entry['dispatch']}; {ratios}", flush=True)
+            for rival, reason in entry["left_out"].items():
+                print(f"    without {rival}: {reason}", flush=True)
+        except (WrongResult, RuntimeError) as error:  # out of memory is a RuntimeError
+            entry = {"correct": False, "reason": " ".join(str(error).split())[:500]}
+            print(f"{name}: NOT TIMED, {entry['reason']}", flush=True)
+        result["cases"][name] = entry
+        write(result, options.out)  # a run that is cut short keeps what it has
+        gc.collect()
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+    wrong = sum(not entry["correct"] for entry in result["cases"].values())
+    result["machine_after"] = measured(options.device, dtypes, small).figures()
+    write(result, options.out)
+    if not options.out:
+        print(json.dumps(result, indent=1))
+    print(f"{len(result['cases'])} cases, {wrong} wrong, {len(result['not_run'])} not run")
+    return 1 if wrong else 0
+
+
+def timed(build: Callable[[], Case], machine: Machine, rounds: int) -> tuple[str, dict[str, Any]]:
+    """A case's name and figures; its tensors are gone when this returns."""
+    case = build()
+    return case.name, measure(case, machine, rounds)
+
+
+def planned(
+    families: Sequence[str], groups: Sequence[str], device: str, dtypes: list[torch.dtype]
+) -> Iterator[tuple[str, partial[Case]]]:
+    """What is measured, a family after the other within each group: the first matter most."""
+    for group in groups:
+        for dtype in dtypes:
+            for family in families:
+                module = importlib.import_module(f"benchmarks.test_{family}")
+                for shape in module.SHAPES[group]:
+                    build = partial(module.case, shape, device, dtype, compiling=group != "tiny")
+                    yield f"{family} {shape} {str(dtype).removeprefix('torch.')}", build
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options, with what depends on the device filled in."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("families", nargs="*", help=f"of {', '.join(FAMILIES)}; default: all")
+    parser.add_argument("--out", type=Path, help="the JSON file to write; default: print only")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--shapes",
+        type=_several(GROUPS),
+        help=f"of {','.join(GROUPS)}; default: paper, on cuda paper,large",
+    )
+    parser.add_argument(
+        "--dtypes",
+        type=_several(tuple(DTYPES)),
+        help="of float32,bfloat16; default: float32, on cuda both",
+    )
+    parser.add_argument("--rounds", type=int, help="default: 7, on cuda up to 30")
+    parser.add_argument("--seconds", type=float, default=0, help="start no case later than that")
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.families) - set(FAMILIES)):
+        parser.error(f"no family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
+    cuda = options.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        parser.error("--device cuda, but torch finds no CUDA device")
+    options.shapes = options.shapes or (["paper", "large"] if cuda else ["paper"])
+    options.dtypes = options.dtypes or (["float32", "bfloat16"] if cuda else ["float32"])
+    options.rounds = options.rounds or (30 if cuda else 7)
+    return options
+
+
+def _several(known: tuple[str, ...]) -> Any:
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not of {', '.join(known)}")
+        return found
+
+    return names
+
+
+def write(result: dict[str, Any], path: Path | None) -> None:
+    """The JSON file, whole at every moment."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(result, indent=1) + "\n")
+        part.replace(path)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
