@@ -78,6 +78,8 @@ def tile(kind: str, dtype: torch.dtype, depth: int, capability: int) -> Tile:
                 return Tile(64, 64, 16, 0, 4, 2)
             return Tile(64, 128, min(width, 32), 0, 8, 2)
         return Tile(64, 32, min(width, 32), min(width, 128), 8, 1)
+    if kind == "ranks" and width <= 32 and capability not in _FROM_SHARED:
+        return Tile(64, 64, width, 0, 4, 3)  # one count of 128 x 64 spills at width 32
     if kind in ("scores", "ranks"):
         return Tile(128, 64, min(width, 128), 0, 8, 3 if width <= 128 else 2)
     if kind == "rows" and width <= 128:

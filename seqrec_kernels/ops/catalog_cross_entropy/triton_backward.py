@@ -301,7 +301,7 @@ def de_bwd(
         de_finish_kernel[(blocks, outs)](
             part, bias_part, x.q, *rows, de, db,
             V, x.first, parts, T, x.scale, gain, D=D, BV=tile.items, BO=tile.out, **needs,
-            num_warps=4, num_stages=1, enable_fp_fusion=True,
+            num_warps=tile.warps, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
     return de, db
 
