@@ -233,3 +233,27 @@ def test_what_forward_saves_has_the_shapes_that_tracing_promises(plan: str) -> N
             )
             _, saved = native.forward(call, needs)
             assert [tuple(t.shape) for t in saved] == native.saved_shapes(call, needs)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_no_rows_have_no_loss_and_zero_gradients(reduction: str, plan: str) -> None:
+    q, e = torch.randn(0, 5, requires_grad=True), torch.randn(9, 5, requires_grad=True)
+    bias = torch.randn(9, requires_grad=True)
+    y = torch.empty(0, dtype=torch.int64)
+    loss = catalog_cross_entropy(q, e, y, item_bias=bias, first_item=2, reduction=reduction)
+    loss.sum().backward()
+    assert loss.shape == ((0,) if reduction == "none" else ()) and float(loss.sum()) == 0
+    for tensor in (q, e, bias):
+        assert tensor.grad is not None
+        assert torch.equal(tensor.grad, torch.zeros_like(tensor))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_catalogue_taken_out_altogether(reduction: str, plan: str) -> None:
+    """A weighted target costs +inf, one of weight 0 and an empty slot nothing."""
+    q, e = torch.randn(3, 5), torch.randn(9, 5)
+    out = torch.full((9,), -torch.inf)
+    y, weights = torch.tensor([4, 4, -1]), torch.tensor([0.0, 0.0, 1.0])
+    options: dict[str, Any] = {"item_bias": out, "reduction": reduction}
+    assert float(catalog_cross_entropy(q, e, y, weights, **options).sum()) == 0
+    assert float(catalog_cross_entropy(q, e, y, **options).sum()) == torch.inf

@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from seqrec_kernels.backend import not_float64 as unsupported
-from seqrec_kernels.ops.catalog_cross_entropy.labels import Labels, Problem, labels_of
+from seqrec_kernels.ops.catalog_cross_entropy.labels import Labels, Problem, labels_of, reduced
 
 __all__ = ["backward", "forward", "saved_shapes", "unsupported"]
 
@@ -147,19 +147,6 @@ def _bias(problem: Problem) -> Tensor | None:
     return problem.item_bias.detach()[problem.first_item :].clamp(min=_OUT)
 
 
-def _reduced(problem: Problem, labels: Labels, lse: Tensor, chosen: Tensor) -> Tensor:
-    """The reduced loss from each row's LSE and its logits at the targets."""
-    if problem.item_bias is not None:
-        # a target taken out has no probability, however the finite stand-in rounded
-        out = problem.item_bias.detach()[problem.first_item :] == -torch.inf
-        chosen = torch.where(out[labels.columns], -torch.inf, chosen)
-    # a weight of 0 beside a logit of -inf adds nothing
-    pull = torch.where(labels.weights == 0, 0, labels.weights * chosen).sum(1)
-    losses = torch.where(labels.scale > 0, labels.mass * lse - pull, 0)
-    losses = torch.where(labels.wrong, torch.nan, losses)
-    return losses if problem.reduction == "none" else (labels.scale * losses).sum()
-
-
 def forward(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
     """The reduced loss and what the backward needs: the gradients themselves, or the LSE of rows.
 
@@ -189,7 +176,7 @@ def forward(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
             block = work.logits(queries[top:end], tile, tile_bias)
             chosen[top:end] += _chosen(block, labels.columns[top:end], start, stop)
             torch.logaddexp(lse[top:end], _softmax_(block), out=lse[top:end])
-    return _reduced(problem, labels, lse, chosen), [lse] if any(needs) else []
+    return reduced(problem, labels, lse, chosen), [lse] if any(needs) else []
 
 
 def _one_pass(
@@ -224,7 +211,7 @@ def _one_pass(
     _sparse_part(queries, items, labels, labels.scale, d_queries, d_items, d_bias)
     if d_queries is not None:
         d_queries.div_(problem.temperature)
-    return _reduced(problem, labels, lse, chosen), saved
+    return reduced(problem, labels, lse, chosen), saved
 
 
 def _sparse_part(

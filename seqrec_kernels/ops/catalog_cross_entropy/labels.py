@@ -55,3 +55,19 @@ def labels_of(problem: Problem, dtype: torch.dtype) -> Labels:
     else:
         scale = counts
     return Labels(columns, weights, weights.sum(1), scale, wrong)
+
+
+def reduced(problem: Problem, labels: Labels, lse: Tensor, chosen: Tensor) -> Tensor:
+    """The reduced loss from each row's LSE, ``[M]``, and its logits at the targets, ``[M, T]``.
+
+    Both are finite, but for the logit of an item taken out, which may be -inf or a finite stand-in.
+    """
+    if problem.item_bias is not None:
+        # a target taken out has no probability, however a finite stand-in rounded
+        out = problem.item_bias.detach()[problem.first_item :] == -torch.inf
+        chosen = torch.where(out[labels.columns], -torch.inf, chosen)
+    # a weight of 0 beside a logit of -inf adds nothing
+    pull = torch.where(labels.weights == 0, 0, labels.weights * chosen).sum(1)
+    losses = torch.where(labels.scale > 0, labels.mass * lse - pull, 0)
+    losses = torch.where(labels.wrong, torch.nan, losses)
+    return losses if problem.reduction == "none" else (labels.scale * losses).sum()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seqrec_kernels.native import from_first, unsupported
-from seqrec_kernels.ops.catalog_cross_entropy.labels import Labels, Problem, labels_of
+from seqrec_kernels.ops.catalog_cross_entropy.labels import Labels, Problem, labels_of, reduced
 
 __all__ = ["backward", "forward", "saved_shapes", "unsupported"]
 
@@ -42,8 +42,10 @@ def _gradients(
 ) -> tuple[list[Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """float32 buffers of the gradients wanted, and the parts of them that the library writes."""
     shapes = (problem.queries.shape, problem.items.shape, problem.items.shape[:1])
+    # without rows the library writes nothing
+    new = problem.queries.new_empty if len(problem.queries) else problem.queries.new_zeros
     found = [
-        problem.queries.new_empty(shape, dtype=torch.float32) if need else None
+        new(shape, dtype=torch.float32) if need else None
         for shape, need in zip(shapes, needs, strict=True)
     ]
     d_queries, d_items, d_bias = found
@@ -72,16 +74,7 @@ def forward(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
     else:
         torch.ops.seqrec_native.cross_entropy_forward(*operands, problem.temperature, lse, chosen)
         saved = [lse] if any(needs) else []
-    return _reduced(problem, labels, lse, chosen), saved
-
-
-def _reduced(problem: Problem, labels: Labels, lse: Tensor, chosen: Tensor) -> Tensor:
-    """The reduced loss from each row's LSE and its logits at the targets."""
-    # a weight of 0 beside a logit of -inf (an item taken out) adds nothing
-    pull = torch.where(labels.weights == 0, 0, labels.weights * chosen).sum(1)
-    losses = torch.where(labels.scale > 0, labels.mass * lse - pull, 0)
-    losses = torch.where(labels.wrong, torch.nan, losses)
-    return losses if problem.reduction == "none" else (labels.scale * losses).sum()
+    return reduced(problem, labels, lse, chosen), saved
 
 
 def _factors(labels: Labels, upstream: Tensor) -> tuple[Tensor, Tensor]:
