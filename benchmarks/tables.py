@@ -70,4 +70,6 @@ def kernels(path: Path) -> str:
         ours = entry["milliseconds"]["ours"]["median"]
         rivals = ", ".join(f"{name} {ratio:.2f}" for name, ratio in entry["ratio_to_ours"].items())
         lines.append(f"| {case} | {ours:.0f} ms | {rivals} |")
-    return "\n".join(lines)
+    place = f"{found['processor']}, {found['instructions']}, {found['threads']} thread"
+    versions = f"torch {found['versions']['torch']}, commit {found['commit'][:8]}"
+    return "\n".join([*lines, "", f"{place}; {versions}; `{found['command']}`"])
