@@ -27,6 +27,7 @@ def trained() -> str:
         "| command | HR@10 | NDCG@10 | item-to-item | popularity | seeds, best epochs | commit |",
         "|---|---|---|---|---|---|---|",
     ]
+    machines: set[str] = set()
     for name, command in TRAINED.items():
         runs = [
             json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}/*/result.json"))
@@ -42,7 +43,12 @@ def trained() -> str:
         commits = ", ".join(sorted({run["commit"][:8] for run in runs}))
         cells = [f"`{command}`", *figures, *rulers, f"{seeds}; {epochs}", commits]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        machines |= {
+            f"{run['hardware']['cpu']}, {run['hardware']['threads']} thread, "
+            f"torch {run['versions']['torch']}"
+            for run in runs
+        }
+    return "\n".join([*lines, "", "; ".join(sorted(machines))])
 
 
 _SHOWN = ("HR@10", "NDCG@10")
@@ -68,7 +74,7 @@ def kernels(path: Path) -> str:
         if not entry["correct"]:
             raise ValueError(f"{path}: {case} is not correct; it has no speed")
         ours = entry["milliseconds"]["ours"]["median"]
-        rivals = ", ".join(f"{name} {ratio:.2f}" for name, ratio in entry["ratio_to_ours"].items())
+        rivals = "; ".join(f"{name} {ratio:.2f}" for name, ratio in entry["ratio_to_ours"].items())
         lines.append(f"| {case} | {ours:.0f} ms | {rivals} |")
     place = f"{found['processor']}, {found['instructions']}, {found['threads']} thread"
     versions = f"torch {found['versions']['torch']}, commit {found['commit'][:8]}"
