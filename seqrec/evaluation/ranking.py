@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from seqrec.data.split import Jagged, Targets
+from seqrec.data.split import Targets
 from seqrec.data.store import SequenceStore
 from seqrec.evaluation.misses import with_misses
 from seqrec.files import replacing
@@ -75,7 +75,7 @@ class Evaluator:
         self.batch = batch
         self._store = SequenceStore(targets.inputs, device)
         self._wanted = torch.from_numpy(targets.items).to(device)
-        self._seen = _seen_items(targets.inputs, device)
+        self._offsets = torch.from_numpy(targets.inputs.offsets).to(device)
 
     @torch.no_grad()
     def ranks(self, method: Method, rules: Sequence[str] = ("exclude",)) -> dict[str, Ranks]:
@@ -89,7 +89,8 @@ class Evaluator:
             rows = np.arange(start, min(start + self.batch, len(self.targets.items)))
             queries = method.queries(self._store.batch(rows, self.max_length))
             wanted = self._wanted[start : start + self.batch]
-            seen = SeenItems(self._seen.offsets, self._seen.ids, _device_range(rows, wanted))
+            # the inputs that are encoded are the items seen: one copy on the device serves both
+            seen = SeenItems(self._offsets, self._store.values, _device_range(rows, wanted))
             for rule in rules:
                 found[rule].append(
                     catalog_rank(
@@ -106,12 +107,6 @@ class Evaluator:
         greater = torch.cat([part.greater for part in parts]).cpu().numpy()
         equal = torch.cat([part.equal for part in parts]).cpu().numpy()
         return Ranks(self.targets.users, *with_misses(greater, equal, self.targets, rule))
-
-
-def _seen_items(inputs: Jagged, device: torch.device) -> SeenItems:
-    return SeenItems(
-        torch.from_numpy(inputs.offsets).to(device), torch.from_numpy(inputs.values).to(device)
-    )
 
 
 def _device_range(rows: np.ndarray, like: torch.Tensor) -> torch.Tensor:
