@@ -137,7 +137,7 @@ class Run:
     def _recommend_chunk(
         self, chunk: list[tuple[str, Sequence[str]]], k: int, include_seen: bool
     ) -> Iterator[dict[str, Any]]:
-        method, counts = self._model
+        method, _ = self._model
         known = [
             [self._item_rows[item] for item in map(str, items) if item in self._item_rows]
             for _, items in chunk
@@ -156,10 +156,8 @@ class Run:
             for index, ids, scores in lists:
                 n = sum(i >= 0 for i in ids)
                 answers[index] = ids[:n], scores[:n]
-        popular = torch.argsort(counts, descending=True, stable=True)[:k].tolist()
-        fallback = popular, [float(counts[item]) for item in popular]
         for index, (user, items) in enumerate(chunk):
-            rows, scores = answers.get(index, fallback)
+            rows, scores = answers[index] if index in answers else self._most_popular(k)
             row: dict[str, Any] = {
                 "user": user,
                 "items": [self.items[item] for item in rows],
@@ -170,6 +168,15 @@ class Run:
             if index not in answers:
                 row["fallback"] = "popularity"
             yield row
+
+    @functools.cached_property
+    def _by_popularity(self) -> Tensor:
+        """Item rows by training count, most first, ties by catalogue order."""
+        return torch.argsort(self._model[1], descending=True, stable=True)
+
+    def _most_popular(self, k: int) -> tuple[list[int], list[float]]:
+        rows = self._by_popularity[:k]
+        return rows.tolist(), self._model[1][rows].double().tolist()
 
     def evaluate(self, *, seen: str | None = None, ties: str | None = None) -> dict[str, Any]:
         """The selected weights under another seen or tie rule; nothing is written.
