@@ -71,3 +71,14 @@ def reduced(problem: Problem, labels: Labels, lse: Tensor, chosen: Tensor) -> Te
     losses = torch.where(labels.scale > 0, labels.mass * lse - pull, 0)
     losses = torch.where(labels.wrong, torch.nan, losses)
     return losses if problem.reduction == "none" else (labels.scale * losses).sum()
+
+
+def shapes_saved(problem: Problem, needs: list[bool], one_pass: bool) -> list[tuple[int, ...]]:
+    """What a CPU path saves: the gradients wanted after one pass, else the LSE of the rows."""
+    if not any(needs):
+        return []
+    if not one_pass:
+        return [tuple(problem.queries.shape[:1])]
+    items, width = problem.items.shape
+    shapes = [tuple(problem.queries.shape), (items, width), (items,)]
+    return [shape for shape, need in zip(shapes, needs, strict=True) if need]

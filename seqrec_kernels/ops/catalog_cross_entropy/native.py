@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from seqrec_kernels.native import from_first, unsupported
-from seqrec_kernels.ops.catalog_cross_entropy.labels import Labels, Problem, labels_of, reduced
+from seqrec_kernels.ops.catalog_cross_entropy.labels import (
+    Labels,
+    Problem,
+    labels_of,
+    reduced,
+    shapes_saved,
+)
 
 __all__ = ["backward", "forward", "saved_shapes", "unsupported"]
 
@@ -102,10 +108,4 @@ def backward(
 
 def saved_shapes(problem: Problem, needs: list[bool]) -> list[tuple[int, ...]]:
     """Shapes of what ``forward`` saves, all float32: the registration's fake mirrors them."""
-    if not any(needs):
-        return []
-    if not _one_pass(problem, needs):
-        return [tuple(problem.queries.shape[:1])]
-    items, width = problem.items.shape
-    shapes = [tuple(problem.queries.shape), (items, width), (items,)]
-    return [shape for shape, need in zip(shapes, needs, strict=True) if need]
+    return shapes_saved(problem, needs, one_pass=_one_pass(problem, needs))
