@@ -1,0 +1,1 @@
+"""Contrastive losses with mixed hard negatives, and the ascent of noise negatives."""
