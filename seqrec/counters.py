@@ -12,6 +12,7 @@ import struct
 
 WEIGHTS = 1  # initial weights
 DROPOUT = 2  # dropout masks of a step
+EPOCH = 3  # what a method does before an epoch
 
 
 def derive(seed: int, purpose: int, *counters: int) -> int:

@@ -38,6 +38,18 @@ class Method(nn.Module, ABC):
     def rows(self, store: SequenceStore) -> int:
         """Training rows an epoch shuffles and cuts into batches."""
 
+    def begin_epoch(self, store: SequenceStore, epoch: int, seed: int) -> None:
+        """What has to be done before the first step of an epoch; nothing, unless overridden.
+
+        It is not called again where a run is resumed inside an epoch: what the steps need of it
+        must be in buffers of this module, which are saved.
+
+        Args:
+            store: of the training sequences.
+            epoch: from 0.
+            seed: for this very epoch.
+        """
+
     @abstractmethod
     def batch(self, store: SequenceStore, rows: np.ndarray) -> Any:
         """The batch of these rows, on the training device, assembled without waiting for it."""

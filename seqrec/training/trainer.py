@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from seqrec.config import Config
-from seqrec.counters import DROPOUT, derive
+from seqrec.counters import DROPOUT, EPOCH, derive
 from seqrec.data.split import Split
 from seqrec.data.store import SequenceStore, epoch_order
 from seqrec.errors import Interrupted, UsageError
@@ -106,6 +106,10 @@ class Trainer:
         counters, training = self.counters, self.config.training
         begun = time.perf_counter()
         earlier = counters.train_seconds
+        if counters.step_in_epoch == 0:
+            seed = derive(training.seed, EPOCH, counters.epoch)
+            self.method.begin_epoch(self.store, counters.epoch, seed)
+        prepared = time.perf_counter() - begun
         order = epoch_order(training.seed, counters.epoch, self.rows)
         self.progress.start(counters.epoch + 1, training.epochs, self.steps, counters.step_in_epoch)
         while counters.step_in_epoch < self.steps and not self._out_of_steps():
@@ -122,7 +126,7 @@ class Trainer:
                 raise Interrupted(self.directory)
             if time.perf_counter() - self._saved_at > training.save_every:
                 self._save()
-        self._finish_epoch(time.perf_counter() - begun)
+        self._finish_epoch(time.perf_counter() - begun, prepared)
         if stop.requested and not counters.finished:
             raise Interrupted(self.directory)
 
@@ -140,7 +144,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.loss_sum += loss.detach()
 
-    def _finish_epoch(self, seconds: float) -> None:
+    def _finish_epoch(self, seconds: float, prepared: float) -> None:
         """Validate, keep the weights if they are the best yet, decide whether to go on."""
         counters, config = self.counters, self.config
         loss = self._mean_loss()
@@ -172,6 +176,7 @@ class Trainer:
             loss=loss,
             valid=metrics,
             seconds=round(seconds, 3),
+            prepare_seconds=round(prepared, 3),
             valid_seconds=round(valid_seconds, 3),
         )
         self._save()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from torch import Tensor
 import seqrec
 from seqrec import api
 from seqrec.config import Config
-from seqrec.counters import DROPOUT, derive
+from seqrec.counters import DROPOUT, EPOCH, derive
 from seqrec.data.store import epoch_order
-from seqrec.errors import UsageError
+from seqrec.errors import Interrupted, UsageError
 from seqrec.methods import build
 from seqrec.methods.base import Step
 from seqrec.methods.sasrec import SASRecMethod
@@ -191,6 +192,36 @@ def test_the_weights_of_the_best_epoch_are_what_is_evaluated(
     assert four.result["metrics"] == two.result["metrics"] == four.evaluate()["metrics"]
     last = run("last", [0.1, 0.2, 0.3, 0.9])
     assert four.result["metrics"] != last.result["metrics"]
+
+
+def test_an_epoch_is_prepared_once_and_not_again_where_a_run_goes_on_inside_it(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[tuple[int, int]] = []
+
+    def spy(self: SASRecMethod, store: Any, epoch: int, seed: int) -> None:
+        prepared.append((epoch, seed))
+
+    monkeypatch.setattr(SASRecMethod, "begin_epoch", spy)
+    made = trainer([0.1, 0.2, 0.3], training__epochs=3)
+    step = Trainer._step
+
+    def until_the_sixth(self: Trainer, rows: np.ndarray) -> None:
+        step(self, rows)
+        if self.counters.step == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_step", until_the_sixth)
+    with pytest.raises(Interrupted):
+        made.run()
+    seed = made.config.training.seed
+    expected = [(epoch, derive(seed, EPOCH, epoch)) for epoch in range(3)]
+    assert made.counters.step_in_epoch == 2 and prepared == expected[:2]
+
+    resumed = trainer([0.2, 0.3], training__epochs=3)
+    assert resumed.restore()
+    resumed.run()
+    assert prepared == expected
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (4, 1), (6, 2), (8, 2)])
