@@ -6,84 +6,10 @@
 namespace seqrec::cpu {
 namespace portable {
 
-typedef float Floats __attribute__((vector_size(16)));
-typedef int32_t Ints __attribute__((vector_size(16)));
-
-struct Vec {
-    static constexpr int width = 4;
-    Floats v;
-};
-struct Count {
-    Ints v;
-};
+#include "vec_portable.h"
 
 constexpr int kRows = 6;
 constexpr int kColumns = 2;
-
-static inline Vec load(const float* p) {
-    Vec a;
-    __builtin_memcpy(&a.v, p, sizeof a.v);
-    return a;
-}
-static inline void store(float* p, Vec a) { __builtin_memcpy(p, &a.v, sizeof a.v); }
-static inline Vec all(float a) { return {Floats{a, a, a, a}}; }
-static inline Vec add(Vec a, Vec b) { return {a.v + b.v}; }
-static inline Vec sub(Vec a, Vec b) { return {a.v - b.v}; }
-static inline Vec mul(Vec a, Vec b) { return {a.v * b.v}; }
-
-// Two roundings, in both forms: their bits must agree.
-static inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
-static inline float fma(float a, float b, float c) { return a * b + c; }
-
-static inline Vec choose(Ints where, Vec a, Vec b) {
-    Ints x, y;
-    __builtin_memcpy(&x, &a.v, sizeof x);
-    __builtin_memcpy(&y, &b.v, sizeof y);
-    const Ints bits = (where & x) | (~where & y);
-    Vec chosen;
-    __builtin_memcpy(&chosen.v, &bits, sizeof bits);
-    return chosen;
-}
-
-// The greater one; b where either is NaN.
-static inline Vec greater_or_second(Vec a, Vec b) { return choose(a.v > b.v, a, b); }
-
-// a, and 0 where x < low (not where x is NaN).
-static inline Vec zero_where_below(Vec x, Vec low, Vec a) {
-    return choose(x.v < low.v, all(0.0f), a);
-}
-
-// a times 2^n, n the integer in the low bits of `shifted`.
-static inline Vec add_exponent(Vec a, Vec shifted) {
-    typedef uint32_t Bits __attribute__((vector_size(16)));
-    Bits x, n;
-    __builtin_memcpy(&x, &a.v, sizeof x);
-    __builtin_memcpy(&n, &shifted.v, sizeof n);
-    x += n << 23;
-    Vec scaled;
-    __builtin_memcpy(&scaled.v, &x, sizeof x);
-    return scaled;
-}
-
-static inline Count load_count(const int32_t* p) {
-    Count n;
-    __builtin_memcpy(&n.v, p, sizeof n.v);
-    return n;
-}
-static inline void store_count(int32_t* p, Count n) { __builtin_memcpy(p, &n.v, sizeof n.v); }
-
-// A comparison that holds is the integer -1.
-static inline Count count_greater(Count n, Vec a, Vec b) { return {n.v - (a.v > b.v)}; }
-static inline Count count_at_least(Count n, Vec a, Vec b) { return {n.v - (a.v >= b.v)}; }
-static inline uint64_t greater_bits(Vec a, Vec b) {
-    const Ints hit = a.v > b.v;
-    return (hit[0] & 1) | (hit[1] & 2) | (hit[2] & 4) | (hit[3] & 8);
-}
-
-static inline Vec load_float16(const uint16_t* p) {
-    return {Floats{float16_to_float(p[0]), float16_to_float(p[1]), float16_to_float(p[2]),
-                   float16_to_float(p[3])}};
-}
 
 #include "kernels_body.h"
 

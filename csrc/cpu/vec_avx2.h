@@ -1,0 +1,56 @@
+// Vec for AVX2, FMA and F16C: 8 floats a register, 16 registers.
+//
+// Included inside a namespace and a target pragma by each file that compiles kernels for it.
+
+struct Vec {
+    static constexpr int width = 8;
+    __m256 v;
+};
+struct Count {
+    __m256i v;
+};
+
+static inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+static inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
+static inline Vec all(float a) { return {_mm256_set1_ps(a)}; }
+static inline Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+static inline Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+static inline Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+static inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+static inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+// The greater one; b where either is NaN.
+static inline Vec greater_or_second(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+
+// a, and 0 where x < low (not where x is NaN).
+static inline Vec zero_where_below(Vec x, Vec low, Vec a) {
+    return {_mm256_and_ps(_mm256_cmp_ps(x.v, low.v, _CMP_NLT_UQ), a.v)};
+}
+
+// a times 2^n, n the integer in the low bits of `shifted`.
+static inline Vec add_exponent(Vec a, Vec shifted) {
+    const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
+    return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), n))};
+}
+
+static inline Count load_count(const int32_t* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+}
+static inline void store_count(int32_t* p, Count a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v);
+}
+
+// A comparison that holds is all ones, the integer -1.
+static inline Count count_greater(Count n, Vec a, Vec b) {
+    return {_mm256_sub_epi32(n.v, _mm256_castps_si256(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)))};
+}
+static inline Count count_at_least(Count n, Vec a, Vec b) {
+    return {_mm256_sub_epi32(n.v, _mm256_castps_si256(_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)))};
+}
+static inline uint64_t greater_bits(Vec a, Vec b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)));
+}
+
+static inline Vec load_float16(const uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}

@@ -1,0 +1,53 @@
+// Vec for AVX-512 (F, BW, DQ, VL): 16 floats a register, 32 registers.
+//
+// Included inside a namespace and a target pragma by each file that compiles kernels for it.
+
+struct Vec {
+    static constexpr int width = 16;
+    __m512 v;
+};
+struct Count {
+    __m512i v;
+};
+
+static inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+static inline Vec all(float a) { return {_mm512_set1_ps(a)}; }
+static inline Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+// The greater one; b where either is NaN.
+static inline Vec greater_or_second(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+
+// a, and 0 where x < low (not where x is NaN).
+static inline Vec zero_where_below(Vec x, Vec low, Vec a) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, low.v, _CMP_NLT_UQ), a.v)};
+}
+
+// a times 2^n, n the integer in the low bits of `shifted`.
+static inline Vec add_exponent(Vec a, Vec shifted) {
+    const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
+    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), n))};
+}
+
+static inline Count load_count(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline void store_count(int32_t* p, Count a) { _mm512_storeu_si512(p, a.v); }
+
+static inline Count count_greater(Count n, Vec a, Vec b) {
+    const __mmask16 hit = _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ);
+    return {_mm512_mask_sub_epi32(n.v, hit, n.v, _mm512_set1_epi32(-1))};
+}
+static inline Count count_at_least(Count n, Vec a, Vec b) {
+    const __mmask16 hit = _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ);
+    return {_mm512_mask_sub_epi32(n.v, hit, n.v, _mm512_set1_epi32(-1))};
+}
+static inline uint64_t greater_bits(Vec a, Vec b) {
+    return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ);
+}
+
+static inline Vec load_float16(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
