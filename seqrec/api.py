@@ -25,7 +25,7 @@ from seqrec.data.split import Split, split_log
 from seqrec.errors import Interrupted, LeakError, UsageError
 from seqrec.files import write_atomic
 from seqrec.methods import build
-from seqrec.preset import FAMILIES, resolve_preset
+from seqrec.preset import FAMILIES, made_for, resolve_preset
 from seqrec.provenance import commit, hardware, versions
 from seqrec.run import Histories, Run, load_log, read_data
 from seqrec.training.finish import judged
@@ -269,7 +269,7 @@ def _preset_remark(config: Config) -> list[str]:
     preset = config.preset
     if not preset.name:
         return []
-    other = "" if preset.sha256 == config.data.sha256 else ", made for other data than this"
+    other = "" if made_for(preset.sha256, config.data.sha256) else ", made for other data than this"
     return [f"preset {preset.name}{other}"]
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seqrec.encoders import ENCODERS
 from seqrec.errors import UsageError
 from seqrec.keys import (
     Key,
@@ -73,12 +74,17 @@ class DataConfig:
 class EncoderConfig:
     """What turns a history into a query."""
 
-    name: str = key("sasrec", help="the encoder", rule=one_of("sasrec"))
+    name: str = key("sasrec", help="the encoder", rule=one_of(*ENCODERS))
     dim: int = key(128, help="width; a multiple of heads", rule=at_least(1))
     layers: int = key(1, help="transformer blocks", rule=at_least(1))
     heads: int = key(2, help="attention heads", rule=at_least(1))
     dropout: float = key(0.4, help="share of activations dropped in training", rule=within(0, 1))
     max_length: int = key(50, help="latest events of a history that are read", rule=at_least(1))
+    extra_rows: int = key(
+        0,
+        help="rows of the table that are no items, classes of the loss all the same",
+        rule=at_least(0),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Finding a preset: ``presets/<method>/<name>.toml``.
 
 A preset is a configuration file whose ``[preset]`` table names the data set it is for and the
-sha256 of that data set's file, so that ``--preset tuned`` can pick by the data.
+sha256 of that data set's file, so that ``--preset tuned`` can pick by the data.  Of a file that we
+know only by what was published about it, it holds the hex digits that are known, at least 16.
 ``default.toml`` is no preset: it holds a method's own defaults.
 """
 
@@ -16,6 +17,9 @@ PRESETS = Path(__file__).with_name("presets")
 
 # the authors' setting, and ours
 FAMILIES = ("official", "tuned")
+
+# 64 bits of a digest: nobody meets another file with the same ones by chance
+_FEWEST_DIGITS = 16
 
 
 def default_file(method: str) -> Path:
@@ -53,7 +57,7 @@ def resolve_preset(method: str, name: str, sha256: str) -> Path:
         return preset_file(method, name)
     for known in preset_names(method):
         path = preset_file(method, known)
-        if known.startswith(f"{name}-") and preset_data(path)[1] == sha256:
+        if known.startswith(f"{name}-") and made_for(preset_data(path)[1], sha256):
             return path
     names = ", ".join(preset_names(method)) or "none"
     raise UsageError(
@@ -68,3 +72,8 @@ def preset_data(path: Path) -> tuple[str, str]:
     """The data set a preset was made for: its name and its file's sha256."""
     head = read_toml_file(path).get("preset", {})
     return str(head.get("data", "")), str(head.get("sha256", ""))
+
+
+def made_for(known: str, sha256: str) -> bool:
+    """Whether a preset's sha256, whole or its first digits, is that of this data."""
+    return len(known) >= _FEWEST_DIGITS and sha256.startswith(known)

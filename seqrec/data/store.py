@@ -6,7 +6,9 @@ a batch is assembled by index arithmetic and the host never waits for the device
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -56,9 +58,25 @@ class JaggedBatch:
         flat = torch.arange(self.items.numel(), device=self.device)
         return flat - self.offsets[:-1][self.rows()]
 
+    def places_from_end(self) -> Tensor:
+        """How many items follow each in its sequence, int64 [N] on the device; the last has 0."""
+        flat = torch.arange(self.items.numel(), device=self.device)
+        return self.last()[self.rows()] - flat
+
     def last(self) -> Tensor:
         """Where in ``items`` each sequence has its last item, int64 [B]; none may be empty."""
         return self.offsets[1:] - 1
+
+    @staticmethod
+    def concatenated(batches: Sequence[JaggedBatch]) -> JaggedBatch:
+        """The sequences of all `batches` as one batch, in order; at least one batch."""
+        before = accumulate((batch.items.numel() for batch in batches), initial=0)
+        offsets = [batch.offsets[1:] + n for batch, n in zip(batches, before, strict=False)]
+        return JaggedBatch(
+            torch.cat([batch.items for batch in batches]),
+            torch.cat([batches[0].offsets[:1], *offsets]),
+            torch.cat([batch.lengths for batch in batches]),
+        )
 
     def padded(self, length: int | None = None, fill: int = 0) -> Tensor:
         """Left-aligned rows, int64 [B, length]; ``fill`` stands behind the end of a row.

@@ -59,6 +59,43 @@ class CausalSelfAttention(nn.Module):
         blocks = [self._attend(block, generator) for block in layout.rectangles(scaled)]
         return self.output(layout.tokens(blocks))
 
+    def last(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+        """[N, D] -> [B, D], the output for each row's last token.
+
+        Keys and values are computed for all tokens, queries and outputs for the last ones.
+        """
+        dim = x.shape[1]
+        weight, bias = self.input.weight, self.input.bias
+        queries = F.linear(layout.last(x), weight[:dim], bias[:dim])
+        pairs = F.linear(x, weight[dim:], bias[dim:])
+        blocks = [
+            self._attend_last(*block, generator)
+            for block in zip(
+                layout.by_rectangle(queries),
+                layout.rectangles(pairs),
+                layout.padding(),
+                strict=True,
+            )
+        ]
+        return self.output(layout.by_row(blocks))
+
+    def _attend_last(
+        self, q: Tensor, pairs: Tensor, padding: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """One rectangle: queries [rows, D], keys and values [rows, length, 2 D] -> [rows, D].
+
+        `padding` [rows, length] is True where there is no token: a last token would see it.
+        """
+        rows, length, width = pairs.shape
+        dim = width // 2
+        split = (self.heads, dim // self.heads)
+        # [2, rows, heads, length, dim per head]
+        k, v = pairs.view(rows, length, 2, *split).permute(2, 0, 3, 1, 4)
+        scaled = q.view(rows, *split)[:, :, None] * (1.0 / math.sqrt(split[1]))
+        scores = torch.matmul(scaled, k.transpose(-2, -1))
+        weights = scores.masked_fill(padding[:, None, None], -torch.inf).softmax(-1)
+        return torch.matmul(dropout(weights, self.dropout, generator), v).view(rows, dim)
+
     def _attend(self, qkv: Tensor, generator: torch.Generator | None) -> Tensor:
         """One rectangle, [rows, length, 3 D] -> [rows, length, D].
 

@@ -30,7 +30,8 @@ class Layout:
         gathers: list[Tensor] = []
         places = torch.empty(batch.items.shape[0], dtype=torch.int64)
         filled = 0
-        for rows in _groups(lengths, single=device.type != "cpu"):
+        groups = _groups(lengths, single=device.type != "cpu")
+        for rows in groups:
             counts = lengths[rows, None]
             width = int(counts.max())
             column = torch.arange(width)
@@ -42,9 +43,17 @@ class Layout:
             gathers.append(token.flatten())
             self.shapes.append((rows.numel(), width))
             filled += rows.numel() * width
-        gather = torch.cat(gathers) if gathers else torch.empty(0, dtype=torch.int64)
-        self._gather = gather.to(device, non_blocking=True)
+        none = torch.empty(0, dtype=torch.int64)
+        order = torch.cat([none, *groups])
+        back = torch.empty_like(order)
+        back[order] = torch.arange(order.numel())
+        self._gather = torch.cat([none, *gathers]).to(device, non_blocking=True)
         self._places = places.to(device, non_blocking=True)
+        # rows in the order of the rectangles, their lengths, and where each row is among them
+        self._order = order.to(device, non_blocking=True)
+        self._back = back.to(device, non_blocking=True)
+        self._counts = lengths[order].to(device, non_blocking=True)
+        self._last = batch.last()
 
     def rectangles(self, x: Tensor) -> list[Tensor]:
         """[N, C] tokens -> one [rows, width, C] block a rectangle."""
@@ -56,6 +65,27 @@ class Layout:
     def tokens(self, blocks: list[Tensor]) -> Tensor:
         """The way back: blocks [rows, width, C] -> [N, C]; what stood in padded slots is gone."""
         return _ToTokens.apply(torch.cat([b.flatten(0, 1) for b in blocks]), self._places)
+
+    def last(self, x: Tensor) -> Tensor:
+        """[N, C] tokens -> [B, C], the last of each row, in the batch's order."""
+        return _ToTokens.apply(x, self._last)
+
+    def by_rectangle(self, x: Tensor) -> list[Tensor]:
+        """[B, C], one vector a row -> one [rows, C] block a rectangle."""
+        ordered = _ToSlots.apply(x, self._order, self._back)
+        return list(ordered.split([rows for rows, _ in self.shapes]))
+
+    def by_row(self, blocks: list[Tensor]) -> Tensor:
+        """The way back: blocks [rows, C] -> [B, C], in the batch's order."""
+        return _ToTokens.apply(torch.cat(blocks), self._back)
+
+    def padding(self) -> list[Tensor]:
+        """One bool [rows, width] a rectangle: True where no token stands."""
+        counts = self._counts.split([rows for rows, _ in self.shapes])
+        return [
+            torch.arange(width, device=count.device) >= count[:, None]
+            for count, (_, width) in zip(counts, self.shapes, strict=True)
+        ]
 
 
 def _groups(lengths: Tensor, single: bool) -> list[Tensor]:

@@ -17,32 +17,29 @@ from torch import Tensor, nn
 
 from seqrec.config import EncoderConfig
 from seqrec.data.store import JaggedBatch
+from seqrec.encoders.base import Encoder, TransformerLayer
 from seqrec.encoders.layers import CausalSelfAttention, FeedForward, dropout
 from seqrec.encoders.layout import Layout
 
 
-class SASRec(nn.Module):
-    """Encodes each place of each sequence by the items up to and including it.
+class SASRec(Encoder):
+    """The pre-norm Transformer; places are counted from the start of a sequence.
 
     Args:
-        n_items: V, rows of the item table; there is no padding row.
-        config: width, layers, heads, dropout and the longest input.
+        n_items, config: as in :class:`Encoder`.
         generator: on the CPU; draws the initial weights.
     """
 
     def __init__(self, n_items: int, config: EncoderConfig, generator: torch.Generator) -> None:
-        super().__init__()
-        self.dropout = config.dropout
-        self.items = nn.Parameter(torch.empty(n_items, config.dim))
-        self.places = nn.Parameter(torch.empty(config.max_length, config.dim))
+        super().__init__(n_items, config)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
         self._initialise(generator)
 
     def _initialise(self, generator: torch.Generator) -> None:
         """Scores start with unit variance: outputs are normed, and rows of E have norm 1."""
-        width = self.items.shape[1]
-        nn.init.normal_(self.items, std=width**-0.5, generator=generator)
+        width = self.table.shape[1]
+        nn.init.normal_(self.table, std=width**-0.5, generator=generator)
         nn.init.normal_(self.places, std=0.02, generator=generator)
         for name, parameter in self.layers.named_parameters():
             if parameter.dim() == 2:
@@ -50,26 +47,17 @@ class SASRec(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, batch: JaggedBatch, generator: torch.Generator | None = None) -> Tensor:
-        """Hidden states of all tokens.
-
-        Args:
-            batch: B sequences with N tokens in all, each of 1 to `max_length` items.
-            generator: draws the dropout masks; None switches dropout off.
-
-        Returns:
-            [N, D], in the batch's token order.
-        """
-        layout = Layout(batch)
-        x = nn.functional.embedding(batch.items, self.items) * math.sqrt(self.items.shape[1])
+    def _embed(self, batch: JaggedBatch, generator: torch.Generator | None) -> Tensor:
+        x = nn.functional.embedding(batch.items, self.table) * math.sqrt(self.table.shape[1])
         x = x + nn.functional.embedding(batch.places(), self.places)
-        x = dropout(x, self.dropout, generator)
-        for layer in self.layers:
-            x = layer(x, layout, generator)
-        return self.norm(x)
+        return dropout(x, self.dropout, generator)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x)
+        return normed
 
 
-class _Layer(nn.Module):
+class _Layer(TransformerLayer):
     """One pre-norm Transformer layer."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -82,5 +70,14 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
         mixed = self.attention(self.attention_norm(x), layout, generator)
+        return self._behind_attention(x, mixed, generator)
+
+    def last(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+        mixed = self.attention.last(self.attention_norm(x), layout, generator)
+        return self._behind_attention(layout.last(x), mixed, generator)
+
+    def _behind_attention(
+        self, x: Tensor, mixed: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
         x = x + dropout(mixed, self.dropout, generator)
         return x + self.feed_forward(self.feed_forward_norm(x), generator)

@@ -2,7 +2,7 @@
 
 The published model with the loss that makes it a strong baseline (Klenitskiy and Vasilev, RecSys
 2023): the softmax runs over the whole catalogue, in `catalog_cross_entropy`, which never holds the
-``rows x catalogue`` logits.
+``rows x catalogue`` logits.  Which Transformer it is, `encoder.name` says.
 
 ``method.rows`` says what a training row is:
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from seqrec.config import Config
 from seqrec.counters import WEIGHTS, derive
 from seqrec.data.store import JaggedBatch, SequenceStore
-from seqrec.encoders.sasrec import SASRec
+from seqrec.encoders import build_encoder
 from seqrec.methods.base import Method, Step
 from seqrec_kernels import catalog_cross_entropy
 
@@ -34,7 +34,7 @@ class SASRecMethod(Method):
         generator = torch.Generator().manual_seed(derive(config.training.seed, WEIGHTS))
         self.prefixes = config.method.rows == "prefixes"
         self.max_length = config.encoder.max_length
-        self.encoder = SASRec(n_items, config.encoder, generator)
+        self.encoder = build_encoder(n_items, config.encoder, generator)
 
     def rows(self, store: SequenceStore) -> int:
         return store.n_prefixes if self.prefixes else len(store.trainable)
@@ -47,13 +47,11 @@ class SASRecMethod(Method):
 
     def loss(self, batch: tuple[JaggedBatch, Tensor], step: Step) -> Tensor:
         inputs, targets = batch
-        hidden = self.encoder(inputs, step.generator)
-        if self.prefixes:
-            hidden = hidden.index_select(0, inputs.last())
-        return catalog_cross_entropy(hidden, self.encoder.items, targets)
+        encode = self.encoder.last if self.prefixes else self.encoder.forward
+        return catalog_cross_entropy(encode(inputs, step.generator), self.encoder.table, targets)
 
     def queries(self, histories: JaggedBatch) -> Tensor:
-        return self.encoder(histories).index_select(0, histories.last())
+        return self.encoder.last(histories)
 
     def items(self) -> Tensor:
         return self.encoder.items

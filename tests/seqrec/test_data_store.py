@@ -98,6 +98,24 @@ def test_batches_against_lists(device: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_batches_one_after_the_other(device: str) -> None:
+    store = SequenceStore(Jagged.from_lists([[1, 2, 3], [], [4], [5, 6]]), device)
+    asked = [[3, 0], [], [2, 2, 1], [0]]
+    parts = [store.batch(np.array(rows, dtype=np.int64), 5) for rows in asked]
+    both, alone = JaggedBatch.concatenated(parts), store.batch(np.array([3, 0, 2, 2, 1, 0]), 5)
+    assert lists(both) == lists(alone) == [[5, 6], [1, 2, 3], [4], [4], [], [1, 2, 3]]
+    assert torch.equal(both.offsets, alone.offsets) and torch.equal(both.lengths, alone.lengths)
+    assert lists(JaggedBatch.concatenated(parts[:1])) == lists(parts[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_places_from_either_end(device: str) -> None:
+    batch = SequenceStore(Jagged.from_lists([[7, 8, 9], [], [5]]), device).batch(np.arange(3), 5)
+    assert batch.places().tolist() == [0, 1, 2, 0]
+    assert batch.places_from_end().tolist() == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("seed", range(5))
 def test_prefixes_against_lists(device: str, seed: int) -> None:
     draw = random.Random(seed)

@@ -325,7 +325,7 @@ def test_item_ids_that_do_not_fit_the_weights_are_named_by_their_shapes(
     (tmp_path / "in.txt").write_text("a i1 i2 i3\n")
     assert main(["recommend", str(copy), "--input", str(tmp_path / "in.txt")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "size mismatch for encoder.items" in line
+    assert "size mismatch for encoder.table" in line
 
 
 # Data of every kind -------------------------------------------------------------------------------

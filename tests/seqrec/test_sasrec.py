@@ -83,7 +83,7 @@ class Plain:
 
     def hidden(self, rows: list[list[int]]) -> list[Tensor]:
         """[n, D] for each row; rows are at most max_length long."""
-        table, places = self.weights["encoder.items"], self.weights["encoder.places"]
+        table, places = self.weights["encoder.table"], self.weights["encoder.places"]
         width, dim = max(map(len, rows)), table.shape[1]
         padded = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         real = torch.tensor([[place < len(row) for place in range(width)] for row in rows])
@@ -195,7 +195,7 @@ def test_a_query_is_the_state_of_the_last_item(method: SASRecMethod) -> None:
     plain = Plain(method, heads=2).hidden([row[-8:] for row in ROWS])
     wanted = torch.stack([states[-1] for states in plain])
     torch.testing.assert_close(method.queries(batch).double(), wanted, rtol=2e-5, atol=2e-5)
-    assert method.items() is method.encoder.items
+    assert torch.equal(method.items(), method.encoder.table)
 
 
 def test_initial_scores_have_unit_variance_and_come_from_the_seed() -> None:
@@ -237,7 +237,7 @@ def test_dropout_stands_where_the_formula_has_it() -> None:
     def drop(x: Tensor) -> Tensor:
         return dropout(x, 0.4, generator)
 
-    table = plain.weights["encoder.items"]
+    table = plain.weights["encoder.table"]
     x = drop(math.sqrt(8) * table[row] + plain.weights["encoder.places"][:5])
     q, k, v = plain.linear(
         plain.norm(x, f"{name}.attention_norm"), f"{name}.attention.input"
@@ -268,7 +268,7 @@ def test_the_loss_at_positions_is_cross_entropy_over_the_pairs_by_hand(
     plain = Plain(method, heads=2)
     hidden = torch.cat(plain.hidden([inputs for inputs, _ in pairs]))
     targets = torch.tensor([target for _, wanted in pairs for target in wanted])
-    expected = F.cross_entropy(hidden @ plain.weights["encoder.items"].T, targets)
+    expected = F.cross_entropy(hidden @ plain.weights["encoder.table"].T, targets)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -284,7 +284,7 @@ def test_the_loss_at_prefixes_is_cross_entropy_over_the_prefixes_by_hand() -> No
     plain = Plain(method, heads=2)
     hidden = torch.stack([states[-1] for states in plain.hidden([inputs for inputs, _ in chosen])])
     targets = torch.tensor([target for _, target in chosen])
-    expected = F.cross_entropy(hidden @ plain.weights["encoder.items"].T, targets)
+    expected = F.cross_entropy(hidden @ plain.weights["encoder.table"].T, targets)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -316,7 +316,7 @@ def test_a_whole_step_has_the_gradients_of_the_dense_one(rows: str) -> None:
     method.loss(method.batch(STORE, np.arange(n)), _step()).backward()
 
     plain = Plain(method, heads=2)
-    table = plain.weights["encoder.items"]
+    table = plain.weights["encoder.table"]
     if rows == "positions":
         pairs = list(positions(ROWS, 8))
         hidden = torch.cat(plain.hidden([inputs for inputs, _ in pairs]))
