@@ -132,7 +132,7 @@ def resume(out: str | Path, *, progress: bool | None = None) -> Run:
         if (directory / rundir.RESULT).exists():
             return Run(directory)
         log = load_log(config, directory)
-        split = split_log(log, config.data.split)
+        split = split_log(log, config.data.split, config.data.split_seed)
         return _run(directory, config, log, split, progress, resumed=True)
 
 
@@ -197,7 +197,7 @@ def _prepared(
         if overwrite and not _is_synthetic(path):
             rundir.check_spares(Path(out), Path(path))
         kept = dataclasses.replace(resolved.data, sha256=log.sha256)
-        split = split_log(log, kept.split)
+        split = split_log(log, kept.split, kept.split_seed)
         if split.train.lengths().max() < 2:
             raise UsageError(
                 "nothing to train on: no user has two training events",

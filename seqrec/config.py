@@ -54,7 +54,12 @@ class DataConfig:
     """The log and what is made of it."""
 
     path: str = key(help="the interaction log, or synthetic[:users=..,items=..,groups=..,seed=..]")
-    split: str = key("leave-one-out", help="what is held out", rule=one_of("leave-one-out"))
+    split: str = key(
+        "leave-one-out",
+        help="what is held out",
+        rule=one_of("leave-one-out", "by-user", "global-time"),
+    )
+    split_seed: int = key(0, help="draws the users that by-user holds out", rule=within(0, 2**63))
     format: str = key(
         "auto",
         help="how the file is read",

@@ -191,7 +191,8 @@ class Run:
             if rule is not None and rule not in known:
                 raise UsageError(f"{name} is {rule!r}", f"--{name}", f"one of {', '.join(known)}")
         log = load_log(self.config, self.directory)
-        split = split_log(log, self.config.data.split)
+        data = self.config.data
+        split = split_log(log, data.split, data.split_seed)
         card = protocol_card(self.config, split, seen=seen, ties=ties)
         method, _ = self._model
         ranks = judge(method, self.config, split, torch.device("cpu"), [card["seen"]])

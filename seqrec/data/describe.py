@@ -9,12 +9,13 @@ from seqrec.data.split import Jagged, Split, split_log
 from seqrec.errors import UsageError
 
 
-def describe(log: InteractionLog, split: str = "leave-one-out") -> list[str]:
+def describe(log: InteractionLog, split: str = "leave-one-out", seed: int = 0) -> list[str]:
     """Lines of ``name  value`` for ``seqrec data``.
 
     Args:
         log: the log as used, after any filter.
         split: the split whose evaluated users are counted.
+        seed: of the splits that draw users.
     """
     facts = [
         ("file", log.file),
@@ -29,7 +30,7 @@ def describe(log: InteractionLog, split: str = "leave-one-out") -> list[str]:
         ("repeats", _repeats(log)),
         ("order", _order(log)),
         *(("note", note) for note in log.notes[1:]),
-        *_evaluation(log, split),
+        *_evaluation(log, split, seed),
     ]
     width = max(len(name) for name, _ in facts)
     return [f"{name:<{width}}  {value}" for name, value in facts]
@@ -70,9 +71,9 @@ def _order(log: InteractionLog) -> str:
     )
 
 
-def _evaluation(log: InteractionLog, name: str) -> list[tuple[str, str]]:
+def _evaluation(log: InteractionLog, name: str, seed: int) -> list[tuple[str, str]]:
     try:
-        split = split_log(log, name)
+        split = split_log(log, name, seed)
     except UsageError as error:
         return [("evaluated", f"nothing: {error}")]
     return [
@@ -84,9 +85,7 @@ def _evaluation(log: InteractionLog, name: str) -> list[tuple[str, str]]:
 
 def _evaluated(split: Split) -> str:
     text = f"{len(split.test.users):,} users evaluated"
-    if split.users_not_evaluated:
-        text += f", {split.users_not_evaluated:,} with fewer than 3 events only train"
-    return text
+    return f"{text}, {split.remark}" if split.remark else text
 
 
 def _never_trained(split: Split) -> str:

@@ -15,6 +15,7 @@ from seqrec_kernels import philox
 # Streams keep the uses of one seed apart; the low ones belong to seqrec_kernels.
 STREAM_SHUFFLE = 16  # c0 = row, c1 = epoch
 STREAM_USERS, STREAM_EVENTS, STREAM_SUCCESSORS = 17, 18, 19  # of a synthetic log
+STREAM_SPLIT = 20  # c0 = user
 
 _A_TURN = 1 << 16
 
@@ -44,3 +45,17 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
         high, low, *_ = words(seed, STREAM_SHUFFLE, rows, epoch)
         key[rows] = high << 31 | low >> 1
     return np.argsort(key, kind="stable").astype(np.int64, copy=False)
+
+
+def random_order(seed: int, things: np.ndarray) -> np.ndarray:
+    """An order of ``things`` that each enters with a number of its own: int64 [n].
+
+    Unlike in ``permutation`` the number belongs to the thing and not to its place, so a user keeps
+    it when others come or go.
+
+    Args:
+        seed: a Python int.
+        things: int64 [n], distinct.
+    """
+    high, low, *_ = words(seed, STREAM_SPLIT, things)
+    return np.argsort(high << 31 | low >> 1, kind="stable").astype(np.int64, copy=False)

@@ -48,9 +48,9 @@ def test_a_planted_leak_ends_with_exit_1_and_says_so(
 ) -> None:
     """The held-out events are put back into training, as a broken split would."""
 
-    def leaking(log: InteractionLog, name: str = "leave-one-out") -> Split:
+    def leaking(log: InteractionLog, name: str, seed: int) -> Split:
         whole = Jagged(log.offsets, log.item_rows)
-        return dataclasses.replace(split_log(log, name), train=whole)
+        return dataclasses.replace(split_log(log, name, seed), train=whole)
 
     monkeypatch.setattr(api, "split_log", leaking)
     out = tmp_path / "run"
