@@ -96,6 +96,15 @@ class JaggedBatch:
         dense.view(-1)[cut.rows() * width + cut.places()] = cut.items
         return dense
 
+    def cut(self, starts: np.ndarray, lengths: np.ndarray) -> JaggedBatch:
+        """Pieces of this batch as a batch of their own.
+
+        Args:
+            starts: int64 [b], host, where each piece begins in ``items``.
+            lengths: int64 [b], host, how many items it has.
+        """
+        return _cut(self.items, starts, lengths)[0]
+
     def shifted(self) -> tuple[JaggedBatch, Tensor]:
         """Inputs and targets of next-item prediction at every position.
 
@@ -176,7 +185,7 @@ class SequenceStore:
         sequences = np.searchsorted(self.offsets, ends, side="right") - 1
         lengths = np.minimum(ends - self.offsets[sequences], max_length)
         inputs, _ = _cut(self.values, ends - lengths, lengths)
-        return inputs, self.values[_to_device(ends, self.device)]
+        return inputs, self.values[to_device(ends, self.device)]
 
 
 def _cut(values: Tensor, starts: np.ndarray, lengths: np.ndarray) -> tuple[JaggedBatch, Tensor]:
@@ -185,7 +194,7 @@ def _cut(values: Tensor, starts: np.ndarray, lengths: np.ndarray) -> tuple[Jagge
     np.cumsum(lengths, out=offsets[1:])
     total = int(offsets[-1])
     # one copy to the device for everything that the host knows
-    plan = _to_device(np.concatenate((offsets, starts)), values.device)
+    plan = to_device(np.concatenate((offsets, starts)), values.device)
     on_device, first = plan[: len(offsets)], plan[len(offsets) :]
     row = _rows(on_device.diff(), total)
     places = torch.arange(total, device=values.device) + (first - on_device[:-1])[row]
@@ -198,7 +207,8 @@ def _rows(lengths: Tensor, total: int) -> Tensor:
     return torch.repeat_interleave(row, lengths, output_size=total)
 
 
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A host array on the training device; nobody waits for the copy."""
     tensor = torch.from_numpy(array)
     if device.type != "cuda":
         return tensor.to(device)
