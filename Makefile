@@ -17,8 +17,8 @@ lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed  ## benchmarks, each gated on a correct result
-	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+bench: $(VENV)/.installed  ## speed and memory beside the peers; `make bench ARGS="--shapes all"`
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 readme: $(VENV)/.installed  ## write the kept demo run's output into the README
 	$(BIN)/python tests/seqrec/test_readme.py

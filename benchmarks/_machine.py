@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "triton", "numpy", "cut-cross-entropy", "liger-kernel")
+PACKAGES = ("torch", "triton", "numpy", "faiss-cpu", "cut-cross-entropy", "liger-kernel")
 
 
 class Machine(NamedTuple):
@@ -127,19 +128,35 @@ def peak_mib(call: Callable[[], object], device: str) -> float | None:
         torch.cuda.synchronize()
         return round((torch.cuda.max_memory_allocated() - before) / 2**20, 2)
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # else freed pages hide what the call takes
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-        before = _status_kib("VmRSS")
-        call()
-        return round((_status_kib("VmHWM") - before) / 2**10, 2)
+        before = _settled()
+        _, peak = peak_resident(call)
+        return round((peak - before) / 2**20, 2)
     except (OSError, AttributeError, LookupError):
         return None
 
 
-def _status_kib(field: str) -> int:
+def peak_resident(call: Callable[[], Result]) -> tuple[Result, int]:
+    """What the call returns, and bytes of this process' resident set at its highest meanwhile.
+
+    Raises:
+        OSError, AttributeError, LookupError: this is no Linux.
+    """
+    _settled()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    result = call()
+    return result, _status_bytes("VmHWM")
+
+
+def _settled() -> int:
+    """Bytes resident now; freed pages, which would hide what a call takes, are handed back."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
-            return int(line.split()[1])
+            return int(line.split()[1]) << 10
     raise LookupError(field)
 
 

@@ -1,9 +1,10 @@
 """Runs families side by side and writes the figures with everything that belongs to them.
 
-python -m benchmarks.run --out benchmarks/results/NAME/result.json [catalog_rank ...]
+python -m benchmarks.run [--shapes all] [--dtypes float32,bfloat16] [--out FILE.json] [FAMILY ...]
 
-"ours" is the implementation that dispatch picks, named as such; our other implementations that can
-run stand beside it as "seqrec NAME". The exit status is 1 where one of ours is wrong.
+One table on stdout, everything in the JSON file. "ours" is the implementation that dispatch picks,
+named as such; our other implementations that can run stand beside it as "seqrec NAME". The exit
+status is 1 where one of ours is wrong.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from typing import Any
 
 import torch
 
-from benchmarks._common import MEASURE, Case, WrongResult, measure
+from benchmarks._common import MEASURE, Case, WrongResult, dtype_name, measure
 from benchmarks._machine import Machine, measured, surroundings
+from benchmarks.tables import side_by_side
 
 FAMILIES = ("catalog_cross_entropy", "catalog_rank", "catalog_topk")
-GROUPS = ("tiny", "paper", "large")
+# sizes of the papers; other widths of theirs; 100,000 items; 1,000,000 items
+MEASURED = ("paper", "wide", "large", "million")
+GROUPS = ("tiny", *MEASURED)
+OUT = Path(__file__).with_name("out") / "result.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -50,32 +55,31 @@ def main(arguments: list[str]) -> int:
         "cases": {},
         "not_run": [],
     }
-    for name, build in planned(
+    say = partial(print, file=sys.stderr, flush=True)
+    for group, name, build in planned(
         options.families or FAMILIES, options.shapes, options.device, dtypes
     ):
         if options.seconds and time.monotonic() - begin > options.seconds:
             result["not_run"].append(f"{name}: the {options.seconds:g} s were used up")
-            print(result["not_run"][-1], flush=True)
+            say(result["not_run"][-1])
             continue
         try:
             name, entry = timed(build, machine, options.rounds)
-            ratios = json.dumps(entry["ratio_to_ours"])
-            print(f"{name}: ours is {entry['dispatch']}; {ratios}", flush=True)
-            for rival, reason in entry["left_out"].items():
-                print(f"    without {rival}: {reason}", flush=True)
+            say(f"{name}: ours is {entry['dispatch']}; {json.dumps(entry['ratio_to_ours'])}")
         except (WrongResult, RuntimeError) as error:  # out of memory is a RuntimeError
             entry = {"correct": False, "reason": " ".join(str(error).split())[:500]}
-            print(f"{name}: NOT TIMED, {entry['reason']}", flush=True)
-        result["cases"][name] = entry
+            say(f"{name}: NOT TIMED, {entry['reason']}")
+        result["cases"][name] = {"group": group, **entry}
         write(result, options.out)  # a run that is cut short keeps what it has
         gc.collect()
         if options.device == "cuda":
             torch.cuda.empty_cache()
     wrong = sum(not entry["correct"] for entry in result["cases"].values())
     result["machine_after"] = measured(options.device, dtypes, small).figures()
+    result["minutes"] = round((time.monotonic() - begin) / 60, 1)
     write(result, options.out)
-    if not options.out:
-        print(json.dumps(result, indent=1))
+    print(side_by_side(result))
+    print(f"\nin {options.out} after {result['minutes']} minutes:")
     print(f"{len(result['cases'])} cases, {wrong} wrong, {len(result['not_run'])} not run")
     return 1 if wrong else 0
 
@@ -88,34 +92,34 @@ def timed(build: Callable[[], Case], machine: Machine, rounds: int) -> tuple[str
 
 def planned(
     families: Sequence[str], groups: Sequence[str], device: str, dtypes: list[torch.dtype]
-) -> Iterator[tuple[str, partial[Case]]]:
-    """What is measured, a family after the other within each group: the first matter most."""
+) -> Iterator[tuple[str, str, partial[Case]]]:
+    """Group, name and case of what is measured, families within groups: the first matter most."""
     for group in groups:
         for dtype in dtypes:
             for family in families:
                 module = importlib.import_module(f"benchmarks.test_{family}")
-                for shape in module.SHAPES[group]:
+                for shape in module.SHAPES.get(group, []):
                     build = partial(module.case, shape, device, dtype, compiling=group != "tiny")
-                    yield f"{family} {shape} {str(dtype).removeprefix('torch.')}", build
+                    yield group, f"{family} {shape} {dtype_name(dtype)}", build
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options, with what depends on the device filled in."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("families", nargs="*", help=f"of {', '.join(FAMILIES)}; default: all")
-    parser.add_argument("--out", type=Path, help="the JSON file to write; default: print only")
+    parser.add_argument("--out", type=Path, default=OUT, help="default: benchmarks/out/result.json")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--shapes",
-        type=_several(GROUPS),
-        help=f"of {','.join(GROUPS)}; default: paper, on cuda paper,large",
+        type=_several((*GROUPS, "all")),
+        help=f"of {','.join(GROUPS)}, or all (but tiny); default: paper, on cuda all",
     )
     parser.add_argument(
         "--dtypes",
         type=_several(tuple(DTYPES)),
         help="of float32,bfloat16; default: float32, on cuda both",
     )
-    parser.add_argument("--rounds", type=int, help="default: 7, on cuda up to 30")
+    parser.add_argument("--rounds", type=int, help="at most; default: 7, on cuda 30")
     parser.add_argument("--seconds", type=float, default=0, help="start no case later than that")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.families) - set(FAMILIES)):
@@ -123,7 +127,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     cuda = options.device == "cuda"
     if cuda and not torch.cuda.is_available():
         parser.error("--device cuda, but torch finds no CUDA device")
-    options.shapes = options.shapes or (["paper", "large"] if cuda else ["paper"])
+    options.shapes = options.shapes or (["all"] if cuda else ["paper"])
+    if "all" in options.shapes:
+        options.shapes = list(MEASURED)
     options.dtypes = options.dtypes or (["float32", "bfloat16"] if cuda else ["float32"])
     options.rounds = options.rounds or (30 if cuda else 7)
     return options
@@ -139,13 +145,12 @@ def _several(known: tuple[str, ...]) -> Any:
     return names
 
 
-def write(result: dict[str, Any], path: Path | None) -> None:
+def write(result: dict[str, Any], path: Path) -> None:
     """The JSON file, whole at every moment."""
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(result, indent=1) + "\n")
-        part.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -67,15 +67,116 @@ def _short(value: float) -> str:
 
 
 def kernels(path: Path) -> str:
-    """Ratios of CPU time, a row a case: how many times longer each rival takes."""
+    """Ours and its rivals at the papers' sizes, and who beats us anywhere in that result.
+
+    What ``benchmarks.ten_million`` has written beside that file, if it has, is told below.
+    """
     found: dict[str, Any] = json.loads(path.read_text())
-    lines = ["| case | ours | times longer |", "|---|---|---|"]
+    lines = ["| case | ours | rivals: times as long, peak memory |", "|---|---|---|"]
     for case, entry in found["cases"].items():
         if not entry["correct"]:
             raise ValueError(f"{path}: {case} is not correct; it has no speed")
-        ours = entry["milliseconds"]["ours"]["median"]
-        rivals = "; ".join(f"{name} {ratio:.2f}" for name, ratio in entry["ratio_to_ours"].items())
-        lines.append(f"| {case} | {ours:.0f} ms | {rivals} |")
+        if entry.get("group", "paper") != "paper":
+            continue
+        peaks = entry["peak_mib"]
+        ours = f"{entry['milliseconds']['ours']['median']:.0f} ms, {_mib(peaks['ours'])}"
+        rivals = (f"{n} {x:.2f}x, {_mib(peaks[n])}" for n, x in entry["ratio_to_ours"].items())
+        lines.append(f"| {case} | {ours} | {'; '.join(rivals)} |")
     place = f"{found['processor']}, {found['instructions']}, {found['threads']} thread"
     versions = f"torch {found['versions']['torch']}, commit {found['commit'][:8]}"
-    return "\n".join([*lines, "", f"{place}; {versions}; `{found['command']}`"])
+    source = f"{place}; {versions}; `{found['command']}`"
+    many = _many_items(path.with_name("ten_million.json"))
+    return "\n".join([*lines, "", *_beaten(found["cases"]), "", source, *many])
+
+
+def _many_items(path: Path) -> list[str]:
+    """One call of each operator on many items: seconds, and the whole process' memory."""
+    if not path.is_file():
+        return []
+    found: dict[str, Any] = json.loads(path.read_text())
+    told = []
+    for name, call in found["calls"].items():
+        if call["reason"]:
+            raise ValueError(f"{path}: {name} is {call['reason']}")
+        told.append(f"{name} {call['seconds']:.1f} s, {call['resident_gb']:.1f} GB")
+    shape = f"{found['items']:,} items of width {found['dim']} ({found['items_gb']:.1f} GB)"
+    return [
+        "",
+        f"One call on {shape} for {found['rows']} rows, CPU time of one thread and resident memory "
+        f"of the whole process: {'; '.join(told)}. Commit {found['commit'][:8]}, "
+        f"`{found['command']}`",
+    ]
+
+
+def side_by_side(found: dict[str, Any]) -> str:
+    """A result of ``benchmarks.run`` as one table of text, a line for everything that was timed."""
+    cases = {name: entry for name, entry in found["cases"].items() if entry["correct"]}
+    head = ["what", "ms", "wall ms", "times ours", "MiB", "% of bound"]
+    rows: list[list[str]] = []
+    for name, entry in cases.items():
+        rows += [[name], *_rows(entry)]
+    widths = [max(len(row[i]) for row in [head, *rows] if len(row) > 1) for i in range(len(head))]
+    lines = [_columns(head, widths)]
+    lines += [row[0] if len(row) == 1 else _columns(row, widths) for row in rows]
+    reasons = {
+        f"without {name}: {why}": None
+        for entry in cases.values()
+        for name, why in entry["left_out"].items()
+    }
+    wrong = [
+        f"NOT TIMED {name}: {e['reason']}" for name, e in found["cases"].items() if not e["correct"]
+    ]
+    return "\n".join([*lines, "", *_beaten(cases), *reasons, *wrong, *found["not_run"]])
+
+
+def _rows(entry: dict[str, Any]) -> list[list[str]]:
+    """A case's lines: ours with its share of the machine's bound, then the rivals."""
+    walls = entry.get("wall_milliseconds", {})
+    rows = []
+    for name, times in entry["milliseconds"].items():
+        ours = name == "ours"
+        rows.append(
+            [
+                f"  ours ({entry['dispatch']})" if ours else f"  {name}",
+                f"{times['median']:.2f}",
+                f"{walls[name]:.2f}" if name in walls else "",
+                "" if ours else f"{entry['ratio_to_ours'][name]:.2f}",
+                _mib(entry["peak_mib"][name]).removesuffix(" MiB"),
+                f"{100 * entry['bound']['share']:.0f}" if ours else "",
+            ]
+        )
+    return rows
+
+
+def _columns(row: list[str], widths: list[int]) -> str:
+    first, *rest = (
+        text.ljust(width) if i == 0 else text.rjust(width)
+        for i, (text, width) in enumerate(zip(row, widths, strict=True))
+    )
+    return "  ".join([first, *rest]).rstrip()
+
+
+def _beaten(cases: dict[str, Any]) -> list[str]:
+    """Whatever beats us on some shape, named: in speed, and in peak memory."""
+    faster: dict[str, list[str]] = {}
+    smaller: dict[str, list[str]] = {}
+    for case, entry in cases.items():
+        peaks = entry["peak_mib"]
+        for name, ratio in entry["ratio_to_ours"].items():
+            if ratio < 1:
+                faster.setdefault(name, []).append(f"{ratio:.2f}x ({case})")
+            if None not in (peaks[name], peaks["ours"]) and peaks[name] < peaks["ours"]:
+                both = f"{_mib(peaks[name]).removesuffix(' MiB')} against {_mib(peaks['ours'])}"
+                smaller.setdefault(name, []).append(f"{both} ({case})")
+    lines = []
+    for title, where in (("Faster than ours", faster), ("Less memory than ours", smaller)):
+        named = "; ".join(f"{name} {', '.join(cases)}" for name, cases in where.items())
+        lines.append(f"{title}: {named or 'none of these'}.")
+    return lines
+
+
+def _mib(value: float | None) -> str:
+    """Three digits are what is measured."""
+    if value is None:
+        return "? MiB"
+    return f"{value:.0f} MiB" if value >= 99.5 else f"{value:.1f} MiB"

@@ -18,10 +18,9 @@ from seqrec_kernels import catalog_cross_entropy
 SHAPES = {
     "tiny": [(40, 300, 16)],
     "paper": [(3200, 12_101, 64), (3200, 12_101, 128), (1024, 50_000, 64)],
-    "large": [
-        *[(1024, 100_000, 64), (1024, 1_000_000, 64)],
-        *[(3200, 12_101, 32), (3200, 12_101, 256), (1024, 100_000, 256)],
-    ],
+    "wide": [(3200, 12_101, 32), (3200, 12_101, 256)],
+    "large": [(1024, 100_000, 64), (1024, 100_000, 256)],
+    "million": [(256, 1_000_000, 64)],
 }
 
 # Norm of a gradient's error over the norm of the gradient, against float64: ours, and a peer's,
