@@ -12,16 +12,26 @@ from seqrec_kernels.ops.catalog_cross_entropy import catalog_cross_entropy
 from seqrec_kernels.ops.catalog_rank import catalog_rank
 from seqrec_kernels.ops.catalog_rank.metrics import rank_metrics
 from seqrec_kernels.ops.catalog_topk import catalog_topk
+from seqrec_kernels.ops.contrast import (
+    ascend_noise,
+    focal_info_nce,
+    hard_negative_info_nce,
+    info_nce,
+)
 from seqrec_kernels.types import Rank, SeenItems, TopK
 
 __all__ = [
     "Rank",
     "SeenItems",
     "TopK",
+    "ascend_noise",
     "backend",
     "catalog_cross_entropy",
     "catalog_rank",
     "catalog_topk",
+    "focal_info_nce",
+    "hard_negative_info_nce",
+    "info_nce",
     "nn",
     "rank_metrics",
 ]

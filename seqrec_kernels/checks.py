@@ -41,37 +41,42 @@ def tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def matrices(queries: object, items: object) -> tuple[Tensor, Tensor]:
-    """The two operands of a score product, ``[M, D]`` and ``[V, D]``."""
-    q, e = tensor("queries", queries), tensor("items", items)
-    for name, value in (("queries", q), ("items", e)):
+def matrices(**values: object) -> list[Tensor]:
+    """The operands of score products: ``[rows, D]``, all of one dtype, device and width."""
+    found = [(name, tensor(name, value)) for name, value in values.items()]
+    for name, value in found:
         if value.dtype not in FLOATS:
             raise TypeError(
                 f"{name} must be float32, bfloat16, float16 or float64, not {value.dtype}"
             )
         if value.dim() != 2:
             raise ValueError(f"{name} must have two dimensions, not shape {tuple(value.shape)}")
-    if q.dtype != e.dtype:
-        raise TypeError(f"queries are {q.dtype} but items are {e.dtype}; they must share one dtype")
-    same_device("items", e, q)
-    if q.shape[1] != e.shape[1]:
-        raise ValueError(
-            f"queries have width {q.shape[1]} but items have width {e.shape[1]}; they must be equal"
-        )
-    return q, e
+    first, q = found[0]
+    for name, e in found[1:]:
+        if q.dtype != e.dtype:
+            raise TypeError(
+                f"{first} are {q.dtype} but {name} are {e.dtype}; they must share one dtype"
+            )
+        same_device(name, e, q, first)
+        if q.shape[1] != e.shape[1]:
+            raise ValueError(
+                f"{first} have width {q.shape[1]} but {name} have width {e.shape[1]}; "
+                "they must be equal"
+            )
+    return [value for _, value in found]
 
 
-def same_device(name: str, value: Tensor, queries: Tensor) -> None:
+def same_device(name: str, value: Tensor, queries: Tensor, beside: str = "queries") -> None:
     if value.device != queries.device:
-        raise ValueError(f"{name} is on {value.device} but queries are on {queries.device}")
+        raise ValueError(f"{name} is on {value.device} but {beside} are on {queries.device}")
 
 
-def int64(name: str, value: object, queries: Tensor) -> Tensor:
-    """An id tensor on the queries' device."""
+def int64(name: str, value: object, queries: Tensor, beside: str = "queries") -> Tensor:
+    """An id tensor on the device of ``queries``, which the caller knows as ``beside``."""
     ids = tensor(name, value)
     if ids.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, not {ids.dtype}")
-    same_device(name, ids, queries)
+    same_device(name, ids, queries, beside)
     return ids
 
 
@@ -148,12 +153,44 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
+def positive(name: str, value: object) -> float:
+    """A finite Python float above 0."""
+    x = number(name, value)
+    if not 0.0 < x < math.inf:
+        raise ValueError(f"{name} is {value}; it must be above 0 and finite")
+    return x
+
+
 def temperature(value: object) -> float:
     """A finite Python float above 0."""
-    t = number("temperature", value)
-    if not 0.0 < t < math.inf:
-        raise ValueError(f"temperature is {value}; it must be above 0 and finite")
-    return t
+    return positive("temperature", value)
+
+
+def within(name: str, value: object, low: float, high: float) -> float:
+    """A finite Python float in ``[low, high]``."""
+    x = number(name, value)
+    if not low <= x <= high or math.isinf(x):
+        bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (
+            high < math.inf
+        )
+        raise ValueError(f"{name} is {value}; it must be {' and '.join(['finite', *bounds])}")
+    return x
+
+
+def seed(value: object, queries: Tensor, beside: str = "queries") -> Tensor:
+    """A seed as a 0-d int64 tensor on the device of ``queries``; nobody waits for it.
+
+    Of a Python int the low 64 bits count; a tensor is taken as it is.
+    """
+    if isinstance(value, Tensor):
+        found = int64("seed", value, queries, beside)
+        if found.dim() != 0:
+            raise ValueError(f"seed must have no dimension, not shape {tuple(found.shape)}")
+        return found
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"seed must be an int or a 0-d int64 tensor, not {type(value).__name__}")
+    signed = (int(value) + 2**63) % 2**64 - 2**63
+    return torch.full((), signed, dtype=torch.int64, device=queries.device)
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
@@ -305,15 +342,15 @@ def seen_values(seen: SeenItems | None, items: int) -> SeenItems | None:
 # ---- precision -----------------------------------------------------------------------------------
 
 
-def autocast(queries: object, items: object) -> tuple[Tensor, Tensor]:
+def autocast(**values: object) -> dict[str, Tensor]:
     """The matrices as ``torch.mm`` would get them under the autocast in force, if any."""
-    q, e = tensor("queries", queries), tensor("items", items)
-    kind = q.device.type
+    found = {name: tensor(name, value) for name, value in values.items()}
+    kind = next(iter(found.values())).device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return q, e
+        return found
     dtype = torch.get_autocast_dtype(kind)
     narrow = FLOATS[:3]  # float64 stays, and what is no float is for the caller to refuse
-    return q.to(dtype) if q.dtype in narrow else q, e.to(dtype) if e.dtype in narrow else e
+    return {name: t.to(dtype) if t.dtype in narrow else t for name, t in found.items()}
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[object]:

@@ -27,9 +27,23 @@ from torch import Tensor
 
 from seqrec_kernels import checks
 
-__all__ = ["RegisteredLoss"]
+__all__ = ["RegisteredLoss", "schema"]
 
 _SCHEMA = {Tensor: "Tensor", int: "SymInt", float: "float", str: "str"}
+
+
+def schema(call: type[Any]) -> str:
+    """The fields of a NamedTuple as the arguments of an operator's schema."""
+    hints = get_type_hints(call)
+    return ", ".join(f"{_kind(hints[field])} {field}" for field in call._fields)
+
+
+def _kind(annotation: Any) -> str:
+    options = get_args(annotation)
+    if NoneType in options:
+        (known,) = (option for option in options if option is not NoneType)
+        return _SCHEMA[known] + "?"
+    return _SCHEMA[annotation]
 
 
 class RegisteredLoss:
@@ -53,15 +67,14 @@ class RegisteredLoss:
         self.implementations = implementations
         self._problem = problem
         fields: tuple[str, ...] = problem._fields
-        kinds = [_kind(get_type_hints(problem)[field]) for field in fields]
-        self._tensors = sum(kind.startswith("Tensor") for kind in kinds)
+        arguments = schema(problem)
+        self._tensors = arguments.count("Tensor")
         self._places = [fields.index(field) for field in wanted]
-        arguments = [f"{kind} {field}" for kind, field in zip(kinds, fields, strict=True)]
         self._operator = torch.library.custom_op(
             f"seqrec_kernels::{name}",
             self._forward,
             mutates_args=(),
-            schema=f"({', '.join(arguments)}, bool[] needs, str implementation) -> Tensor[]",
+            schema=f"({arguments}, bool[] needs, str implementation) -> Tensor[]",
         )
         self._operator.register_fake(self._forward_fake)
         self._operator.register_autograd(self._operator_backward, setup_context=self._setup)
@@ -69,7 +82,7 @@ class RegisteredLoss:
             f"seqrec_kernels::{name}_backward",
             self._gradients,
             mutates_args=(),
-            schema=f"(Tensor grad, {', '.join(arguments)}, Tensor[] saved, bool[] needs, "
+            schema=f"(Tensor grad, {arguments}, Tensor[] saved, bool[] needs, "
             "str implementation) -> Tensor[]",
         )
         self._backward_operator.register_fake(self._backward_fake)
@@ -153,15 +166,6 @@ class RegisteredLoss:
         self, ctx: Any, grads: Sequence[Tensor | None]
     ) -> tuple[Tensor | None, ...]:
         return self._backward(ctx, grads[0])
-
-
-def _kind(annotation: Any) -> str:
-    """The type of a field in an operator's schema."""
-    options = get_args(annotation)
-    if NoneType in options:
-        (known,) = (option for option in options if option is not NoneType)
-        return _SCHEMA[known] + "?"
-    return _SCHEMA[annotation]
 
 
 class _Direct(torch.autograd.Function):

@@ -77,7 +77,7 @@ def catalog_cross_entropy(
     The idea of never forming the logits: Wijmans et al., "Cut Your Losses in Large-Vocabulary
     Language Models" (ICLR 2025). How it is done here: ``blocked.py``.
     """
-    queries, items = checks.matrices(*checks.autocast(queries, items))
+    queries, items = checks.matrices(**checks.autocast(queries=queries, items=items))
     targets = checks.targets(targets, queries)
     weights = _weights(weights, targets, queries)
     item_bias = checks.item_bias(item_bias, queries, items)

@@ -65,7 +65,7 @@ def catalog_rank(
             ``torch.compile`` its row (of seen items) or itself (a target) has the rank (-1, -1)
             instead, unless ``SEQREC_CHECK_IDS=1``.
     """
-    queries, items = checks.matrices(queries, items)
+    queries, items = checks.matrices(queries=queries, items=items)
     targets = checks.targets(targets, queries)
     item_bias = checks.item_bias(item_bias, queries, items)
     first_item = checks.integer("first_item", first_item, 0, items.shape[0])

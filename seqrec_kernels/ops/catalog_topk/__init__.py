@@ -59,7 +59,7 @@ def catalog_topk(
 
     Finding the groups that hold the best items first follows Gaihre et al., "Dr. Top-k" (SC 2021).
     """
-    queries, items = checks.matrices(queries, items)
+    queries, items = checks.matrices(queries=queries, items=items)
     k = checks.integer("k", k, 1)
     item_bias = checks.item_bias(item_bias, queries, items)
     first_item = checks.integer("first_item", first_item, 0, items.shape[0])
