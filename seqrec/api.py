@@ -21,13 +21,13 @@ from seqrec.data.describe import remarks
 from seqrec.data.export import write_parquet
 from seqrec.data.log import InteractionLog, read_log
 from seqrec.data.sources import read_bytes
-from seqrec.data.split import Split, split_log
+from seqrec.data.split import Split
 from seqrec.errors import Interrupted, LeakError, UsageError
 from seqrec.files import write_atomic
 from seqrec.methods import build
 from seqrec.preset import FAMILIES, made_for, resolve_preset
 from seqrec.provenance import commit, hardware, versions
-from seqrec.run import Histories, Run, load_log, read_data
+from seqrec.run import Histories, Run, cut, load_log, read_data
 from seqrec.training.finish import judged
 from seqrec.training.plan import plan
 from seqrec.training.progress import Progress
@@ -132,7 +132,7 @@ def resume(out: str | Path, *, progress: bool | None = None) -> Run:
         if (directory / rundir.RESULT).exists():
             return Run(directory)
         log = load_log(config, directory)
-        split = split_log(log, config.data.split, config.data.split_seed)
+        split = cut(log, config.data)
         return _run(directory, config, log, split, progress, resumed=True)
 
 
@@ -196,8 +196,11 @@ def _prepared(
         log = read_data(resolved)
         if overwrite and not _is_synthetic(path):
             rundir.check_spares(Path(out), Path(path))
-        kept = dataclasses.replace(resolved.data, sha256=log.sha256)
-        split = split_log(log, kept.split, kept.split_seed)
+        asked = resolved.data
+        roles = str(Path(asked.roles).absolute()) if asked.roles else ""
+        kept = dataclasses.replace(asked, sha256=log.sha256, roles=roles)
+        split = cut(log, kept)
+        kept = dataclasses.replace(kept, roles_sha256=str(split.drawn.get("roles_sha256", "")))
         if split.train.lengths().max() < 2:
             raise UsageError(
                 "nothing to train on: no user has two training events",

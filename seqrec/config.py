@@ -60,6 +60,7 @@ class DataConfig:
         rule=one_of("leave-one-out", "by-user", "global-time"),
     )
     split_seed: int = key(0, help="draws the users that by-user holds out", rule=within(0, 2**63))
+    roles: str = key("", help="a file of `user role` for by-user, instead of drawing the users")
     format: str = key(
         "auto",
         help="how the file is read",
@@ -73,6 +74,7 @@ class DataConfig:
         rule=one_of("keep", "first", "adjacent"),
     )
     sha256: str = key("", help="of the log as trained on; written by seqrec")
+    roles_sha256: str = key("", help="of the file of roles; written by seqrec")
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def _declared() -> Iterator[Key]:
 # every key by its dotted name, in the order of the tables
 _KEYS = {known.name: known for known in _declared()}
 # what seqrec writes down itself, and nobody sets
-_RECORDED = {"data.sha256", "preset.name", "preset.data", "preset.sha256"}
+_RECORDED = {"data.sha256", "data.roles_sha256", "preset.name", "preset.data", "preset.sha256"}
 _TABLES = tuple(table.name for table in dataclasses.fields(Config) if table.name != "preset")
 
 
@@ -257,7 +259,7 @@ def load_config(
             tables["data"] = {
                 name: value
                 for name, value in tables["data"].items()
-                if name not in ("path", "sha256")
+                if name not in ("path", "sha256", "roles_sha256")
             }
         layers.put_tables(tables, str(file))
     if isinstance(sets, Mapping):
@@ -343,6 +345,12 @@ class _Layers:
                 f"encoder.dim {encoder.dim} is no multiple of encoder.heads {encoder.heads}",
                 self._origin("encoder.dim", "encoder.heads"),
                 "each head takes an equal share of the width",
+            )
+        if config.data.roles and config.data.split != "by-user":
+            raise UsageError(
+                f"data.roles is {config.data.roles!r}, but data.split is {config.data.split}",
+                self._origin("data.roles", "data.split"),
+                "only by-user has roles",
             )
         cutoff = int(evaluation.select.partition("@")[2])
         if cutoff not in evaluation.ks:

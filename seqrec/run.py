@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from seqrec import rundir
-from seqrec.config import Config
+from seqrec.config import Config, DataConfig
 from seqrec.data.log import InteractionLog, read_log
-from seqrec.data.split import Jagged, split_log
+from seqrec.data.split import Jagged, Split, split_log
 from seqrec.data.store import SequenceStore
 from seqrec.errors import UsageError
 from seqrec.evaluation.judge import judge, judge_rulers, metrics_of
@@ -191,8 +191,7 @@ class Run:
             if rule is not None and rule not in known:
                 raise UsageError(f"{name} is {rule!r}", f"--{name}", f"one of {', '.join(known)}")
         log = load_log(self.config, self.directory)
-        data = self.config.data
-        split = split_log(log, data.split, data.split_seed)
+        split = cut(log, self.config.data)
         card = protocol_card(self.config, split, seen=seen, ties=ties)
         method, _ = self._model
         ranks = judge(method, self.config, split, torch.device("cpu"), [card["seen"]])
@@ -238,3 +237,21 @@ def load_log(config: Config, directory: Path) -> InteractionLog:
             f"restore the file, or train anew with --out {directory} --overwrite",
         )
     return log
+
+
+def cut(log: InteractionLog, data: DataConfig) -> Split:
+    """The log split as the configuration says.
+
+    Raises:
+        UsageError: it cannot be, or the file of roles is not the one the run was started on.
+    """
+    split = split_log(log, data.split, data.split_seed, data.roles)
+    found = str(split.drawn.get("roles_sha256", ""))
+    if data.roles_sha256 and found != data.roles_sha256:
+        raise UsageError(
+            f"the roles have changed: their sha256 is {found[:12]}..., the run was started on "
+            f"{data.roles_sha256[:12]}...",
+            data.roles,
+            "restore the file, or train anew",
+        )
+    return split

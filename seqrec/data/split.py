@@ -1,7 +1,7 @@
 """What the weights may see, what chooses among them, and what judges them.
 
 A split turns an ordered log into training sequences and two lists of targets. Adding one is a
-function ``(log, seed) -> Split`` and an entry in ``SPLITS``.
+function ``(log, seed, roles) -> Split`` and an entry in ``SPLITS``.
 
 Leave-one-out looks into the future: what the weights learn from one user may have happened after
 the event that is to be predicted for another (Ji et al., "A Critical Study on Data Leakage in
@@ -12,12 +12,13 @@ about users that the weights have never seen.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from seqrec.data.philox import random_order
+from seqrec.data.roles import read_roles
 from seqrec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class Split:
         n_items: size of the catalogue, held-out items included.
         users_not_evaluated: users of the log without a test target.
         remark: why those have none, and what else is worth knowing of the cut.
-        seed: what the cut was drawn with; None where nothing is drawn.
+        drawn: what of a protocol the name does not say: the seed the users were dealt by, or the
+            sha256 of the file that gave their roles. Runs that differ here share no table.
     """
 
     name: str
@@ -101,16 +103,20 @@ class Split:
     n_items: int
     users_not_evaluated: int
     remark: str = ""
-    seed: int | None = None
+    drawn: dict[str, int | str] = field(default_factory=dict)
 
 
-def split_log(log: InteractionLog, name: str = "leave-one-out", seed: int = 0) -> Split:
+def split_log(
+    log: InteractionLog, name: str = "leave-one-out", seed: int = 0, roles: str = ""
+) -> Split:
     """Cut ``log`` by the split called ``name``.
 
     Args:
         log: in its users' order of time.
         name: a key of ``SPLITS``.
-        seed: of the splits that draw users.
+        seed: of ``by-user``.
+        roles: of ``by-user``, a file that says who trains, validates and tests; nothing is drawn
+            then.
 
     Raises:
         UsageError: no split of that name, fewer than 2 users that can be evaluated, or no times
@@ -119,10 +125,10 @@ def split_log(log: InteractionLog, name: str = "leave-one-out", seed: int = 0) -
     if name not in SPLITS:
         known = ", ".join(SPLITS)
         raise UsageError(f"unknown split {name!r}", "data.split", f"the splits are: {known}")
-    return SPLITS[name](log, seed)
+    return SPLITS[name](log, seed, roles)
 
 
-def leave_one_out(log: InteractionLog, seed: int = 0) -> Split:
+def leave_one_out(log: InteractionLog, seed: int = 0, roles: str = "") -> Split:
     """Last event = test, the one before = validation, the rest = training.
 
     A user with fewer than 3 events would have nothing left to train on or to predict from: the
@@ -148,19 +154,24 @@ def leave_one_out(log: InteractionLog, seed: int = 0) -> Split:
     )
 
 
-def by_user(log: InteractionLog, seed: int = 0) -> Split:
+def by_user(log: InteractionLog, seed: int = 0, roles: str = "") -> Split:
     """70 % of the users train whole, 20 % are for validation and 10 % for the test.
 
     A user held out has one target, the last event, and everything before it as input: nothing of
-    theirs trains. The users are dealt by Philox(seed, user); those with fewer than 3 events are not
-    dealt, they train.
+    theirs trains. The users are dealt by Philox(seed, user), or as `roles` says; those with fewer
+    than 3 events train in any case.
     """
-    lengths = np.diff(log.offsets)
-    dealt = np.flatnonzero(lengths >= 3)
-    count = len(dealt)
-    cuts = [count * 7 // 10, count * 7 // 10 + count * 2 // 10]
-    order = dealt[random_order(seed, dealt)]
-    _, valid, test = (np.sort(part) for part in np.split(order, cuts))
+    few = np.flatnonzero(np.diff(log.offsets) < 3)
+    if roles:
+        given = read_roles(roles, log)
+        valid, test = (np.setdiff1d(given.users(role), few) for role in ("valid", "test"))
+        drawn: dict[str, int | str] = {"roles_sha256": given.sha256}
+    else:
+        dealt = np.setdiff1d(np.arange(log.n_users), few)
+        order = dealt[random_order(seed, dealt)]
+        cuts = [len(dealt) * 7 // 10, len(dealt) * 7 // 10 + len(dealt) * 2 // 10]
+        _, valid, test = (np.sort(part) for part in np.split(order, cuts))
+        drawn = {"split_seed": seed}
     _enough(log, min(len(valid), len(test)), "by-user holds out 10 % of the users with 3 events")
     trains = np.ones(log.n_users, dtype=bool)
     trains[valid] = trains[test] = False
@@ -172,14 +183,12 @@ def by_user(log: InteractionLog, seed: int = 0) -> Split:
         test=_before(log, test, ends[test] - 1),
         n_items=log.n_items,
         users_not_evaluated=log.n_users - len(test),
-        remark=_joined(
-            f"{int(trains.sum()):,} train, {len(valid):,} validate", _few(log.n_users - count)
-        ),
-        seed=seed,
+        remark=_joined(f"{int(trains.sum()):,} train, {len(valid):,} validate", _few(len(few))),
+        drawn=drawn,
     )
 
 
-def global_time(log: InteractionLog, seed: int = 0) -> Split:
+def global_time(log: InteractionLog, seed: int = 0, roles: str = "") -> Split:
     """The future is held out: one moment, the same for all users, parts training from test.
 
     T_test is the 0.9 quantile of all times and T_valid the 0.9 quantile of the times before it.
@@ -277,7 +286,7 @@ def _pieces(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Jagged:
 
 
 # Name -> what cuts. The order is the order in which error messages list them.
-SPLITS: dict[str, Callable[[InteractionLog, int], Split]] = {
+SPLITS: dict[str, Callable[[InteractionLog, int, str], Split]] = {
     "leave-one-out": leave_one_out,
     "by-user": by_user,
     "global-time": global_time,

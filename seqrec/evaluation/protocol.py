@@ -29,7 +29,7 @@ def protocol_card(
     return {
         "id": f"{split.name}/{seen}/{ties}",
         "split": split.name,
-        **({} if split.seed is None else {"split_seed": split.seed}),
+        **split.drawn,
         "seen": seen,
         "ties": ties,
         "select": config.evaluation.select,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -116,6 +117,57 @@ def test_the_users_of_by_user_follow_its_own_seed() -> None:
     order = random_order(3, np.arange(1000))
     odd = random_order(3, np.arange(1, 1000, 2)) * 2 + 1
     assert order[order % 2 == 1].tolist() == odd.tolist()
+
+
+def test_roles_from_a_file(tmp_path: Path) -> None:
+    log = read_log({name: list("abcd") for name in "tuvwxyz"} | {"few": list("ab")})
+    path = tmp_path / "roles"
+    lines = ["z test", "t train", "few test", "u valid", "w test", "v valid", "x train", "y train"]
+    path.write_text("\n".join(lines) + "\n\n")
+    split = split_log(log, "by-user", roles=str(path))
+    named = [[log.users[u] for u in targets.users] for targets in (split.valid, split.test)]
+    assert named == [["u", "v"], ["w", "z"]]  # two events are too few to be tested on
+    trains = [log.users[u] for u in range(log.n_users) if len(split.train.row(u))]
+    assert trains == ["t", "x", "y", "few"]
+    for text, what in (
+        ("t train\nt test", "user 't' has two lines .*line 2"),
+        ("t train\nnobody test", "no user 'nobody' .*line 2"),
+        ("t trains", "'t trains' is no `user role` .*line 1.*train, valid, test"),
+        ("t train", "7 users of the log have no role, the first is 'u'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=what) as caught:
+            split_log(log, "by-user", roles=str(path))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="cannot be read"):
+        split_log(log, "by-user", roles=str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="only by-user has roles"):
+        load_config("sasrec", sets={"data.roles": "x"}, flags={"data.path": "-"})
+
+
+def test_a_run_knows_its_roles_again(tmp_path: Path) -> None:
+    data, roles = tmp_path / "log.txt", tmp_path / "roles"
+    write_lines(data, log_dict(users=30))
+    users = read_log(data).users
+    kinds = ["train", "train", "valid", "train", "test"]
+    lines = [f"{user} {kinds[u % 5]}" for u, user in enumerate(users)]
+    roles.write_text("\n".join(lines))
+    sets = {"data.split": "by-user", "data.roles": str(roles), "training.epochs": 1}
+    run = seqrec.train("sasrec", str(data), str(tmp_path / "run"), sets=sets, progress=False)
+    digest = hashlib.sha256(roles.read_bytes()).hexdigest()
+    assert run.result["protocol"]["roles_sha256"] == digest == run.config.data.roles_sha256
+    assert run.evaluate()["metrics"] == run.result["metrics"]
+    roles.write_text("\n".join(reversed(lines)))
+    with pytest.raises(UsageError, match="the roles have changed"):
+        run.evaluate()
+
+
+def test_the_published_cut_of_beauty(real_log) -> None:
+    log = read_log(real_log("Beauty_by_user.txt"))
+    split = split_log(log, "by-user", roles=str(real_log("Beauty_by_user.roles.txt")))
+    lengths = split.train.lengths()
+    assert ((lengths > 0).sum(), len(split.valid.users)) == (15_654, 4_472)
+    assert len(split.test.users) == 2_237 and np.maximum(lengths - 1, 0).sum() == 123_086
 
 
 def test_too_few_users_for_by_user_is_one_line() -> None:
