@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from seqrec_kernels import checks
+from seqrec_kernels.ops import contrast
 from seqrec_kernels.ops.catalog_cross_entropy import catalog_cross_entropy
 
-__all__ = ["CatalogCrossEntropy"]
+__all__ = ["CatalogCrossEntropy", "FocalInfoNCE", "HardNegativeInfoNCE", "InfoNCE"]
 
 
 class CatalogCrossEntropy(torch.nn.Module):
@@ -51,4 +55,107 @@ class CatalogCrossEntropy(torch.nn.Module):
         return (
             f"first_item={self.first_item}, temperature={self.temperature}, "
             f"reduction={self.reduction!r}"
+        )
+
+
+class _Contrast(torch.nn.Module):
+    """A contrastive loss with its numbers fixed."""
+
+    def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
+        super().__init__()
+        contrast.numbers(**options)
+        self._function = function
+        self._options = options
+
+    def forward(
+        self,
+        anchors: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        *,
+        noise: Tensor | None = None,
+        anchor_ids: Tensor | None = None,
+        negative_ids: Tensor | None = None,
+        **seed: int | Tensor,
+    ) -> Tensor:
+        """The loss of ``anchors [R, D]`` against ``negatives [K, D]``; see the function."""
+        return self._function(
+            anchors,
+            positives,
+            negatives,
+            noise=noise,
+            anchor_ids=anchor_ids,
+            negative_ids=negative_ids,
+            **seed,
+            **self._options,
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+
+
+class InfoNCE(_Contrast):
+    """``info_nce`` with its numbers fixed; it owns no parameters.
+
+    Args:
+        temperature, reduction: as in the function.
+    """
+
+    def __init__(self, *, temperature: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(contrast.info_nce, temperature=temperature, reduction=reduction)
+
+
+class FocalInfoNCE(_Contrast):
+    """``focal_info_nce`` with its numbers fixed; it owns no parameters.
+
+    Args:
+        focal_scale, margin, temperature, reduction: as in the function.
+    """
+
+    def __init__(
+        self,
+        *,
+        focal_scale: float,
+        margin: float = 0.0,
+        temperature: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            contrast.focal_info_nce,
+            focal_scale=focal_scale,
+            margin=margin,
+            temperature=temperature,
+            reduction=reduction,
+        )
+
+
+class HardNegativeInfoNCE(_Contrast):
+    """``hard_negative_info_nce`` with its numbers fixed; it owns no parameters.
+
+    A call takes ``seed`` too; with a range of ``mix``, give each step its own.
+
+    Args:
+        focal_scale, margin, mix, mix_weight, form, temperature, reduction: as in the function.
+    """
+
+    def __init__(
+        self,
+        *,
+        focal_scale: float | None = None,
+        margin: float = 0.0,
+        mix: float | tuple[float, float] = 0.4,
+        mix_weight: float = 0.1,
+        form: str = "official",
+        temperature: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            contrast.hard_negative_info_nce,
+            focal_scale=focal_scale,
+            margin=margin,
+            mix=mix,
+            mix_weight=mix_weight,
+            form=form,
+            temperature=temperature,
+            reduction=reduction,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def info_nce(
     (2018), equation 4; pairs left out as in ICSRec (Qin et al., WSDM 2024).
     """
     operands = _operands(anchors, positives, negatives, noise)
-    return _loss(operands, (anchor_ids, negative_ids), temperature, reduction)
+    return _loss(operands, (anchor_ids, negative_ids), numbers(temperature, reduction))
 
 
 def focal_info_nce(
@@ -114,10 +114,7 @@ def focal_info_nce(
     return _loss(
         _operands(anchors, positives, negatives, noise),
         (anchor_ids, negative_ids),
-        temperature,
-        reduction,
-        focal_scale=focal_scale,
-        margin=margin,
+        numbers(temperature, reduction, focal_scale=focal_scale, margin=margin),
     )
 
 
@@ -171,14 +168,16 @@ def hard_negative_info_nce(
     return _loss(
         _operands(anchors, positives, negatives, noise),
         (anchor_ids, negative_ids),
-        temperature,
-        reduction,
-        focal_scale=focal_scale,
-        margin=margin,
-        mix=mix,
-        mix_weight=mix_weight,
-        seed=seed,
-        form=form,
+        numbers(
+            temperature,
+            reduction,
+            focal_scale=focal_scale,
+            margin=margin,
+            mix=mix,
+            mix_weight=mix_weight,
+            form=form,
+        ),
+        seed,
     )
 
 
@@ -309,9 +308,20 @@ def _ids(
     return found[0], found[1]
 
 
-def _loss(
-    operands: Operands,
-    ids: tuple[object, object],
+class Numbers(NamedTuple):
+    """The last fields of a problem."""
+
+    temperature: float
+    focal_scale: float | None
+    margin: float
+    mix_low: float
+    mix_high: float
+    mix_weight: float
+    form: str
+    reduction: str
+
+
+def numbers(
     temperature: object,
     reduction: object,
     *,
@@ -319,31 +329,33 @@ def _loss(
     margin: object = 0.0,
     mix: object = 0.0,
     mix_weight: object = 0.0,
-    seed: object = 0,
     form: object = "official",
+) -> Numbers:
+    """Numbers and words of a loss, checked; left out, they are those of ``info_nce``."""
+    checked = Numbers(
+        checks.temperature(temperature),
+        None if focal_scale is None else checks.positive("focal_scale", focal_scale),
+        checks.within("margin", margin, -math.inf, math.inf),
+        *_mix(mix),
+        checks.within("mix_weight", mix_weight, 0.0, math.inf),
+        checks.one_of("form", form, FORMS),
+        checks.one_of("reduction", reduction, checks.REDUCTIONS),
+    )
+    if checked.focal_scale is None and checked.margin != 0:
+        raise ValueError(f"margin is {margin} but there is no focal_scale; it must be 0 then")
+    return checked
+
+
+def _loss(
+    operands: Operands,
+    ids: tuple[object, object],
+    numbers: Numbers,
+    seed: object = 0,
 ) -> Tensor:
     anchors, positives, negatives, noise = operands
-    anchor_ids, negative_ids = _ids(ids, anchors, negatives)
-    low, high = _mix(mix)
-    problem = Problem(
-        anchors,
-        positives,
-        negatives,
-        noise,
-        anchor_ids,
-        negative_ids,
-        checks.seed(seed, anchors, "anchors"),
-        temperature=checks.temperature(temperature),
-        focal_scale=None if focal_scale is None else checks.positive("focal_scale", focal_scale),
-        margin=checks.within("margin", margin, -math.inf, math.inf),
-        mix_low=low,
-        mix_high=high,
-        mix_weight=checks.within("mix_weight", mix_weight, 0.0, math.inf),
-        form=checks.one_of("form", form, FORMS),
-        reduction=checks.one_of("reduction", reduction, checks.REDUCTIONS),
-    )
-    if problem.focal_scale is None and problem.margin != 0:
-        raise ValueError(f"margin is {margin} but there is no focal_scale; it must be 0 then")
+    first, second = _ids(ids, anchors, negatives)
+    seed = checks.seed(seed, anchors, "anchors")
+    problem = Problem(anchors, positives, negatives, noise, first, second, seed, *numbers)
     implementation = choose("contrast", anchors, negatives)
     if implementation == "reference":
         with checks.no_autocast(anchors.device.type):  # its casts are done, above
