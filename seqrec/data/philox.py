@@ -17,6 +17,7 @@ STREAM_SHUFFLE = 16  # c0 = row, c1 = epoch
 STREAM_USERS, STREAM_EVENTS, STREAM_SUCCESSORS = 17, 18, 19  # of a synthetic log
 STREAM_SPLIT = 20  # c0 = user
 STREAM_SEQUENCES, STREAM_ITEMS = 21, 22  # of augmented views: c0 = sequence or item, c1 = view
+STREAM_POSITIVES = 23  # c0 = row, c1 = epoch
 
 _A_TURN = 1 << 16
 
