@@ -99,7 +99,8 @@ Command, configuration and data are checked before anything is created."""
             default = (
                 ",".join(map(str, key.default)) if key.kind == tuple[int, ...] else key.default
             )
-            lines.append(f"  {key.name:<22} {default!s:<14} {key.help}")
+            only = f" ({', '.join(key.methods)})" if key.methods else ""
+            lines.append(f"  {key.name:<26} {default!s:<14} {key.help}{only}")
         return super().more() + "\n" + "\n".join(lines) + "\n"
 
     def run(self, args: argparse.Namespace) -> None:

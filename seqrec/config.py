@@ -24,6 +24,7 @@ from seqrec.keys import (
     Key,
     Rule,
     above,
+    alternatives,
     at_least,
     key,
     nearest,
@@ -35,6 +36,7 @@ from seqrec.keys import (
     within,
 )
 from seqrec.methods import METHODS
+from seqrec.methods.settings import MethodConfig
 from seqrec.preset import default_file, preset_file
 
 METRICS = ("HR", "NDCG", "MRR")
@@ -91,21 +93,6 @@ class EncoderConfig:
         0,
         help="rows of the table that are no items, classes of the loss all the same",
         rule=at_least(0),
-    )
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """What a training row is, and when the method's own loss starts."""
-
-    name: str = key(help="the method; METHOD of the command")
-    rows: str = key(
-        "positions",
-        help="a row is a sequence (every place predicts) or a prefix (its last place does)",
-        rule=one_of("positions", "prefixes"),
-    )
-    warmup_epochs: int = key(
-        0, help="epochs before the method's own loss or sampler starts", rule=at_least(0)
     )
 
 
@@ -171,10 +158,14 @@ class Config:
     preset: PresetConfig = field(default_factory=PresetConfig)
 
     def to_toml(self) -> str:
-        """This configuration as TOML, every key written out; empty tables are left out."""
+        """This configuration as TOML, every key of the method; empty tables are left out."""
         tables = []
         for table in dataclasses.fields(self):
-            values = dataclasses.asdict(getattr(self, table.name))
+            values = {
+                name: value
+                for name, value in dataclasses.asdict(getattr(self, table.name)).items()
+                if _KEYS[f"{table.name}.{name}"].read_by(self.method.name)
+            }
             if values and (table.name != "preset" or self.preset.name):
                 lines = [f"{name} = {to_toml_value(value)}" for name, value in values.items()]
                 tables.append("\n".join([f"[{table.name}]", *lines]) + "\n")
@@ -197,8 +188,7 @@ def _declared() -> Iterator[Key]:
     for table, cls in typing.get_type_hints(Config).items():
         kinds = typing.get_type_hints(cls)
         for one in dataclasses.fields(cls):
-            help, rule = one.metadata["help"], one.metadata["rule"]
-            yield Key(f"{table}.{one.name}", kinds[one.name], one.default, help, rule)
+            yield Key(f"{table}.{one.name}", kinds[one.name], one.default, **one.metadata)
 
 
 # every key by its dotted name, in the order of the tables
@@ -298,7 +288,7 @@ class _Layers:
     def put(self, name: str, value: object, where: str, *, text: bool = False) -> None:
         """Check one value and lay it over what was there."""
         if name not in _KEYS:
-            raise _unknown_key(name, where)
+            raise _unknown_key(name, where, self.values.get("method.name", ""))
         self.values[name] = _KEYS[name].read(value, where, text=text)
         self.origins[name] = where
 
@@ -314,7 +304,7 @@ class _Layers:
             if table not in _TABLES and table != "preset":
                 if isinstance(content, dict):
                     raise unknown("table", table, where, _TABLES, "the tables")
-                raise _unknown_key(table, where)
+                raise _unknown_key(table, where, "")
             if not isinstance(content, dict):
                 raise UsageError(f"{table} is {content!r}", where, f"must be a table: [{table}]")
             for name, value in content.items():
@@ -326,6 +316,7 @@ class _Layers:
             if name not in self.values:
                 raise UsageError(f"{name} is missing", where, "name it")
         check_method(self.values["method.name"], self.origins["method.name"])
+        self._check_read()
         tables: dict[str, Any] = {}
         for name, cls in typing.get_type_hints(Config).items():
             values = {
@@ -338,8 +329,20 @@ class _Layers:
         self._check_together(config)
         return config
 
+    def _check_read(self) -> None:
+        """A key that the method does not read would be set in vain."""
+        method = self.values["method.name"]
+        for name in self.values:
+            if not _KEYS[name].read_by(method):
+                raise UsageError(
+                    f"{method} does not read {name}",
+                    self.origins[name],
+                    f"leave it out; {alternatives(_KEYS[name].methods, 'and')} "
+                    f"read{'s' if len(_KEYS[name].methods) == 1 else ''} it",
+                )
+
     def _check_together(self, config: Config) -> None:
-        encoder, evaluation = config.encoder, config.evaluation
+        encoder, evaluation, method = config.encoder, config.evaluation, config.method
         if encoder.dim % encoder.heads:
             raise UsageError(
                 f"encoder.dim {encoder.dim} is no multiple of encoder.heads {encoder.heads}",
@@ -361,17 +364,30 @@ class _Layers:
                 "change one of them",
             )
 
+        if not method.mix_spread <= method.mix <= 1 - method.mix_spread:
+            raise UsageError(
+                f"method.mix {method.mix} -+ method.mix_spread {method.mix_spread} is not within "
+                "0 and 1",
+                self._origin("method.mix", "method.mix_spread"),
+                "change one of them",
+            )
+
     def _origin(self, *names: str) -> str:
         return ", ".join(dict.fromkeys(self.origins[n] for n in names if n in self.origins))
 
 
-def _unknown_key(name: str, where: str) -> UsageError:
-    """Names the nearest key of the same table, or of any where there is no such table."""
+def _unknown_key(name: str, where: str, method: str) -> UsageError:
+    """Names the nearest key of the same table, or of any where there is no such table.
+
+    Keys that the method does not read are not named.
+    """
     table, _, leaf = name.rpartition(".")
     known: dict[str, str] = {}  # by the last part, the first table winning
     for dotted in _KEYS:
         of, _, last = dotted.partition(".")
-        if dotted not in _RECORDED and (of == table or table not in _TABLES):
+        if dotted in _RECORDED or not _KEYS[dotted].read_by(method):
+            continue
+        if of == table or table not in _TABLES:
             known.setdefault(last, dotted)
     close = nearest(leaf, known)
     if close:

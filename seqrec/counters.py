@@ -13,6 +13,7 @@ import struct
 WEIGHTS = 1  # initial weights
 DROPOUT = 2  # dropout masks of a step
 EPOCH = 3  # what a method does before an epoch
+MIX = 4  # mix ratios of a contrastive term
 
 
 def derive(seed: int, purpose: int, *counters: int) -> int:

@@ -47,20 +47,38 @@ def one_of(*names: str) -> Rule:
     return Rule(alternatives(names), lambda value: value in names)
 
 
-def key(default: Any = _NO_DEFAULT, *, help: str, rule: Rule | None = None) -> Any:
-    """Declare a key of a configuration table: a dataclass field with its help and its rule."""
-    return dataclasses.field(default=default, metadata={"help": help, "rule": rule})
+def key(
+    default: Any = _NO_DEFAULT,
+    *,
+    help: str,
+    rule: Rule | None = None,
+    methods: tuple[str, ...] = (),
+) -> Any:
+    """Declare a key of a configuration table: a dataclass field with its help and its rule.
+
+    `methods` names those that read it, where not all do.
+    """
+    metadata = {"help": help, "rule": rule, "methods": methods}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Key:
-    """A declared key: ``name`` is dotted (``training.lr``), `kind` its annotation."""
+    """A declared key: ``name`` is dotted (``training.lr``), `kind` its annotation.
+
+    `methods` are those that read it; none named: all of them.
+    """
 
     name: str
     kind: Any
     default: Any
     help: str
     rule: Rule | None
+    methods: tuple[str, ...]
+
+    def read_by(self, method: str) -> bool:
+        """Whether the key means anything to a method."""
+        return not self.methods or method in self.methods
 
     def read(self, value: object, where: str, *, text: bool = False) -> Any:
         """`value` as this key's type, or a UsageError naming key, value and what is allowed.

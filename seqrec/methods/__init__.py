@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from seqrec.methods.base import Method
 
 # name -> "module:class"; a string, so that listing the methods imports no torch
-_REGISTRY = {"sasrec": "seqrec.methods.sasrec:SASRecMethod"}
+_REGISTRY = {
+    "sasrec": "seqrec.methods.sasrec:SASRecMethod",
+    "icsrec": "seqrec.methods.contrastive:ContrastiveMethod",
+    "fenrec": "seqrec.methods.contrastive:ContrastiveMethod",
+}
 
 METHODS: tuple[str, ...] = tuple(_REGISTRY)
 

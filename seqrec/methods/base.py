@@ -15,7 +15,7 @@ from seqrec.data.store import JaggedBatch, SequenceStore
 
 @dataclass(frozen=True)
 class Step:
-    """Where in the run a loss is asked for, and the random numbers it may draw there.
+    """Where in the run a batch or its loss is asked for, and the random numbers of the loss.
 
     Args:
         epoch: from 0.
@@ -38,6 +38,12 @@ class Method(nn.Module, ABC):
     def rows(self, store: SequenceStore) -> int:
         """Training rows an epoch shuffles and cuts into batches."""
 
+    def prepare(self, store: SequenceStore) -> None:
+        """Called once before training, also before a resumed one; nothing, unless overridden.
+
+        Tables that follow from the store and the configuration are made here; they are not saved.
+        """
+
     def begin_epoch(self, store: SequenceStore, epoch: int, seed: int) -> None:
         """What has to be done before the first step of an epoch; nothing, unless overridden.
 
@@ -51,8 +57,14 @@ class Method(nn.Module, ABC):
         """
 
     @abstractmethod
-    def batch(self, store: SequenceStore, rows: np.ndarray) -> Any:
-        """The batch of these rows, on the training device, assembled without waiting for it."""
+    def batch(self, store: SequenceStore, rows: np.ndarray, step: Step) -> Any:
+        """The batch of these rows, on the training device, assembled without waiting for it.
+
+        Args:
+            store: of the training sequences.
+            rows: int64 [B], on the host.
+            step: where in the run; what is drawn here is a function of it and of the run's seed.
+        """
 
     @abstractmethod
     def loss(self, batch: Any, step: Step) -> Tensor:

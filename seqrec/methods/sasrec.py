@@ -39,7 +39,9 @@ class SASRecMethod(Method):
     def rows(self, store: SequenceStore) -> int:
         return store.n_prefixes if self.prefixes else len(store.trainable)
 
-    def batch(self, store: SequenceStore, rows: np.ndarray) -> tuple[JaggedBatch, Tensor]:
+    def batch(
+        self, store: SequenceStore, rows: np.ndarray, step: Step
+    ) -> tuple[JaggedBatch, Tensor]:
         """Input sequences and targets: [N] of them (positions) or [B] (prefixes)."""
         if self.prefixes:
             return store.prefix_batch(rows, self.max_length)

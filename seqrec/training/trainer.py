@@ -74,6 +74,7 @@ class Trainer:
             weight_decay=training.weight_decay,
             fused=True,
         )
+        self.method.prepare(self.store)
         self.rows = self.method.rows(self.store)
         self.steps = math.ceil(self.rows / training.batch)
         self._saved_at = time.perf_counter()
@@ -135,8 +136,8 @@ class Trainer:
         self.generator.manual_seed(
             derive(training.seed, DROPOUT, counters.epoch, counters.step_in_epoch)
         )
-        batch = self.method.batch(self.store, rows)
-        loss = self.method.loss(batch, Step(counters.epoch, counters.step, self.generator))
+        step = Step(counters.epoch, counters.step, self.generator)
+        loss = self.method.loss(self.method.batch(self.store, rows, step), step)
         loss.backward()
         if training.clip_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), training.clip_norm)

@@ -235,7 +235,7 @@ def test_help_and_version(command: Command) -> None:
     status, text, _ = command("train", "--help")
     for key in settable():
         assert f"\n  {key.name} " in text
-    assert "\n  evaluation.ks          5,10,20 " in text
+    assert "\n  evaluation.ks              5,10,20 " in text
     status, out, err = command("--version")
     assert (status, err) == (0, "") and out.startswith("seqrec ")
 

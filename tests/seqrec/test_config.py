@@ -133,8 +133,7 @@ def test_a_run_s_own_configuration_is_a_config_file(tmp_path: Path, preset_folde
         ),
         (
             "method.zzz=1",
-            "unknown key 'method.zzz' (--set method.zzz=1); "
-            "the keys of [method]: name, rows, warmup_epochs",
+            "unknown key 'method.zzz' (--set method.zzz=1); the keys of [method]: name, rows",
         ),
         ("epochs", "'epochs' is no key=value (--set); as --set training.lr=0.002"),
         (
@@ -186,12 +185,22 @@ def test_a_run_s_own_configuration_is_a_config_file(tmp_path: Path, preset_folde
             "each head takes an equal share of the width",
         ),
         (
+            "method.clusters=9",
+            "sasrec does not read method.clusters (--set method.clusters=9); "
+            "leave it out; icsrec and fenrec read it",
+        ),
+        (
+            "method.gamma=0.2",
+            "sasrec does not read method.gamma (--set method.gamma=0.2); "
+            "leave it out; fenrec reads it",
+        ),
+        (
             "data.sha256=ab",
             "data.sha256 cannot be set (--set data.sha256=ab); seqrec writes it; leave it out",
         ),
         (
             "method.name=other",
-            "unknown method 'other' (--set method.name=other); the methods: sasrec",
+            "unknown method 'other' (--set method.name=other); the methods: " + ", ".join(METHODS),
         ),
     ],
 )
@@ -257,7 +266,10 @@ def test_a_flag_is_named_as_it_was_typed() -> None:
             "[training.inner]\nlr = 1\n",
             "unknown key 'training.inner' ({file}); the keys of [training]: ",
         ),
-        ("[method]\nname = 'bert'\n", "unknown method 'bert' ({file}); the methods: sasrec"),
+        (
+            "[method]\nname = 'bert'\n",
+            "unknown method 'bert' ({file}); the methods: sasrec, icsrec, fenrec",
+        ),
     ],
 )
 def test_messages_of_a_file(tmp_path: Path, text: str, expected: str) -> None:
@@ -276,6 +288,33 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert message(file=latin) == f"not UTF-8 text ({latin}); name a TOML file"
     broken = write(tmp_path / "broken.toml", "[training]\nlr = \n")
     assert message(file=broken).startswith("not TOML: Invalid value (at line 2")
+
+
+def test_a_key_of_another_method_is_refused_wherever_it_stands(
+    tmp_path: Path, preset_folder: Path
+) -> None:
+    file = write(tmp_path / "mine.toml", "[method]\nmix = 0.2\n")
+    assert load_config("fenrec", file=file, flags=DATA).method.mix == 0.2
+    with pytest.raises(UsageError, match=r"icsrec does not read method\.mix \(.*mine\.toml\)"):
+        load_config("icsrec", file=file, flags=DATA)
+    with pytest.raises(UsageError, match=r"fenrec does not read method\.rows .*sasrec reads it"):
+        load_config("fenrec", sets={"method.rows": "prefixes"}, flags=DATA)
+
+
+def test_mix_ratios_stay_between_0_and_1() -> None:
+    def mixed(*sets: str) -> Config:
+        return load_config("fenrec", sets=sets, flags=DATA)
+
+    assert mixed("method.mix=0.5", "method.mix_spread=0.5").method.mix_spread == 0.5
+    for sets in (["method.mix=0.3", "method.mix_spread=0.4"], ["method.mix_spread=0.7"]):
+        with pytest.raises(UsageError, match=r"method\.mix .* not within 0 and 1 \(.*--set"):
+            mixed(*sets)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_s_own_defaults_load_and_round_trip(method: str) -> None:
+    config = load_config(method, flags=DATA)
+    assert Config.from_toml(config.to_toml(), "x") == config
 
 
 def test_an_unknown_method_lists_the_known() -> None:
@@ -341,7 +380,8 @@ def test_everything_resolved_is_written(preset_folder: Path) -> None:
     config = load("training.seed=9223372036854775807", preset="tuned-x")
     text = config.to_toml()
     for key in settable():
-        assert f"\n{key.name.partition('.')[2]} = " in text
+        written = f"\n{key.name.partition('.')[2]} = " in text.replace("[method]", "\n")
+        assert written == key.read_by("sasrec"), key.name
     again = Config.from_toml(text, "config.toml")
     assert again == config
     assert (again.preset.name, again.preset.data, again.preset.sha256) == ("tuned-x", "X", "ab")

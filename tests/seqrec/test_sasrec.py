@@ -262,7 +262,7 @@ def test_the_loss_at_positions_is_cross_entropy_over_the_pairs_by_hand(
     rows = np.array([3, 0, 1])  # of the trainable sequences: those of one event are not among
     trainable = [row for row in ROWS if len(row) > 1]
     assert method.rows(STORE) == len(trainable)
-    loss = method.loss(method.batch(STORE, rows), _step())
+    loss = method.loss(method.batch(STORE, rows, _step()), _step())
 
     pairs = list(positions([trainable[row] for row in rows], 8))
     plain = Plain(method, heads=2)
@@ -278,7 +278,7 @@ def test_the_loss_at_prefixes_is_cross_entropy_over_the_prefixes_by_hand() -> No
     everything = list(prefixes(ROWS, 8))
     assert method.rows(STORE) == len(everything)
     rows = np.array([0, 11, 5, len(everything) - 1, 17, 2])
-    loss = method.loss(method.batch(STORE, rows), _step())
+    loss = method.loss(method.batch(STORE, rows, _step()), _step())
 
     chosen = [everything[row] for row in rows]
     plain = Plain(method, heads=2)
@@ -295,7 +295,7 @@ def test_an_epoch_visits_every_training_pair_once(rows: str) -> None:
     found = []
     order = epoch_order(3, 5, n)
     for start in range(0, n, 4):
-        inputs, targets = method.batch(STORE, order[start : start + 4])
+        inputs, targets = method.batch(STORE, order[start : start + 4], _step())
         if rows == "positions":
             found += list(zip(inputs.items.tolist(), targets.tolist(), strict=True))
         else:
@@ -313,7 +313,7 @@ def test_a_whole_step_has_the_gradients_of_the_dense_one(rows: str) -> None:
     method = build(small(method__rows=rows), ITEMS)
     assert isinstance(method, SASRecMethod)
     n = method.rows(STORE)
-    method.loss(method.batch(STORE, np.arange(n)), _step()).backward()
+    method.loss(method.batch(STORE, np.arange(n), _step()), _step()).backward()
 
     plain = Plain(method, heads=2)
     table = plain.weights["encoder.table"]
@@ -366,7 +366,7 @@ def test_batch_loss_and_backward_never_read_a_device_value(
     monkeypatch.setattr(sasrec, "catalog_cross_entropy", loss)
     method = build(small(method__rows=rows), ITEMS).to("meta")
     store = SequenceStore(jagged(*ROWS), "meta")
-    batch = method.batch(store, np.arange(method.rows(store)))
+    batch = method.batch(store, np.arange(method.rows(store)), _step())
     found = method.loss(batch, _step())
     assert found.is_meta and found.shape == ()
     found.backward()
@@ -381,7 +381,7 @@ def test_clipping_and_the_optimizer_never_read_a_value() -> None:
     method = build(small(), ITEMS)
     optimizer = torch.optim.AdamW(method.parameters(), lr=0.01, fused=True)
     total = torch.zeros((), dtype=torch.float64)
-    loss = method.loss(method.batch(STORE, np.arange(4)), _step())
+    loss = method.loss(method.batch(STORE, np.arange(4), _step()), _step())
     loss.backward()
     before = copy.deepcopy(method.state_dict())
     with NoWaiting():
@@ -407,7 +407,7 @@ def test_a_whole_step_on_a_gpu_waits_for_nothing(rows: str) -> None:
         torch.cuda.set_sync_debug_mode("error" if turn else "default")
         try:
             generator.manual_seed(turn)
-            batch = method.batch(store, np.arange(method.rows(store)))
+            batch = method.batch(store, np.arange(method.rows(store)), _step())
             method.loss(batch, Step(0, turn, generator)).backward()
             torch.nn.utils.clip_grad_norm_(method.parameters(), 5.0)
             optimizer.step()

@@ -138,8 +138,8 @@ def test_a_training_step_has_the_gradients_of_the_dense_one() -> None:
     method = build(small(method__rows="prefixes"), ITEMS)
     assert isinstance(method, SASRecMethod)
     pairs = [(row[:end], row[end]) for row in ROWS for end in range(1, len(row))]
-    batch = method.batch(STORE, np.arange(method.rows(STORE)))
-    method.loss(batch, Step(0, 0, generator(0))).backward()
+    step = Step(0, 0, generator(0))
+    method.loss(method.batch(STORE, np.arange(method.rows(STORE)), step), step).backward()
     plain = Published(method.encoder)
     hidden = torch.stack([states[-1] for states in plain.hidden([row for row, _ in pairs])])
     logits = hidden @ plain.weights["table"].T

@@ -91,8 +91,8 @@ def test_two_steps_are_adam_on_the_clipped_gradient(
     for step in range(2):
         twin.load_state_dict({name: x.float() for name, x in weights.items()})
         generator = torch.Generator().manual_seed(derive(3, DROPOUT, 0, step))
-        batch = twin.batch(made.store, order[16 * step : 16 * (step + 1)])
-        loss = twin.loss(batch, Step(0, step, generator))
+        place = Step(0, step, generator)
+        loss = twin.loss(twin.batch(made.store, order[16 * step : 16 * (step + 1)], place), place)
         gradients = torch.autograd.grad(loss, [twin.get_parameter(name) for name in names])
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
         assert norm > 0.05  # so that 0.05 does clip
@@ -121,9 +121,9 @@ def test_an_epoch_visits_all_rows_in_a_new_order_and_each_step_has_its_own_seed(
     places: list[tuple[int, int]] = []
     batch, loss = SASRecMethod.batch, SASRecMethod.loss
 
-    def spy_batch(self: SASRecMethod, store: Any, chosen: np.ndarray) -> Any:
+    def spy_batch(self: SASRecMethod, store: Any, chosen: np.ndarray, step: Step) -> Any:
         rows.append(chosen.tolist())
-        return batch(self, store, chosen)
+        return batch(self, store, chosen, step)
 
     def spy_loss(self: SASRecMethod, of: Any, step: Step) -> Tensor:
         seeds.append(step.generator.initial_seed())
@@ -285,10 +285,10 @@ def test_a_log_with_nothing_to_train_on_is_refused_before_anything_is_made(
 
 def test_the_log_and_the_result_are_as_the_contract_says(tmp_path: Path) -> None:
     run = seqrec.train(
-        "sasrec",
+        "fenrec",
         log_dict(),
         tmp_path / "run",
-        sets={**SETTINGS, "method.warmup_epochs": 2},
+        sets={**SETTINGS, "method.warmup_epochs": 2, "training.batch": 128},
         progress=False,
     )
     lines = (run.directory / "log.jsonl").read_text().splitlines()

@@ -1,0 +1,123 @@
+"""The `[method]` table: what a training row is, and the losses of the methods that have several.
+
+A key that not every method reads names those that do; set for another one it is an error.  The
+defaults here are neutral (a hard label, plain InfoNCE); what a method is known by stands in its
+``presets/<method>/default.toml``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from seqrec.keys import above, at_least, key, one_of, within
+
+_VIEWS = ("icsrec", "fenrec")
+_FENREC = ("fenrec",)
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What a training row is, when the method's own loss starts, and what that loss is made of."""
+
+    name: str = key(help="the method; METHOD of the command")
+    rows: str = key(
+        "positions",
+        help="a row is a sequence (every place predicts) or a prefix (its last place does)",
+        rule=one_of("positions", "prefixes"),
+        methods=("sasrec",),
+    )
+    warmup_epochs: int = key(
+        0,
+        help="epochs before the method's own loss or sampler starts",
+        rule=at_least(0),
+        methods=_FENREC,
+    )
+    coarse_weight: float = key(
+        0.1, help="of the loss between the two views of a row", rule=at_least(0), methods=_VIEWS
+    )
+    fine_weight: float = key(
+        0.1,
+        help="of the losses between a view and its intent cluster; 0: no clusters",
+        rule=at_least(0),
+        methods=_VIEWS,
+    )
+    clusters: int = key(
+        0,
+        help="intent clusters; 0: one for every 32 items, at most 256",
+        rule=at_least(0),
+        methods=_VIEWS,
+    )
+    cluster_iterations: int = key(
+        20, help="of k-means, each restart", rule=at_least(1), methods=_VIEWS
+    )
+    cluster_restarts: int = key(
+        5, help="of k-means, each epoch; later epochs go on", rule=at_least(1), methods=_VIEWS
+    )
+    positive: str = key(
+        "last",
+        help="second view: of the rows with the same target and another input, the last or a "
+        "random one",
+        rule=one_of("last", "random"),
+        methods=_VIEWS,
+    )
+    mask_same: bool = key(
+        True,
+        help="leave negatives with the anchor's own target (or cluster) out",
+        methods=_VIEWS,
+    )
+    temperature: float = key(1.0, help="of the contrastive losses", rule=above(0), methods=_VIEWS)
+    gamma: float = key(
+        0.0,
+        help="decay of the soft labels over the next three items; 0: the next item alone",
+        rule=within(0, 1),
+        methods=_FENREC,
+    )
+    label_place: str = key(
+        "own",
+        help="the next items are counted from the target's own place, or (as published) from where "
+        "the sequence first has the target",
+        rule=one_of("own", "first"),
+        methods=_FENREC,
+    )
+    contrast: str = key(
+        "info-nce",
+        help="contrastive loss after the warm-up",
+        rule=one_of("info-nce", "hard-negative"),
+        methods=_FENREC,
+    )
+    contrast_form: str = key(
+        "official",
+        help="of the hard-negative loss: as the published code or as the paper's equations",
+        rule=one_of("official", "paper"),
+        methods=_FENREC,
+    )
+    focal_scale: float = key(
+        8.0,
+        help="a similarity s counts s tanh(s / scale); 0: plain s, without margin",
+        rule=at_least(0),
+        methods=_FENREC,
+    )
+    margin: float = key(
+        0.2, help="added to the tanh of a negative", rule=at_least(0), methods=_FENREC
+    )
+    mix: float = key(
+        0.4,
+        help="share of the anchor in a mixed hard negative",
+        rule=within(0, 1),
+        methods=_FENREC,
+    )
+    mix_spread: float = key(
+        0.0,
+        help="each pair draws its share from mix -+ this",
+        rule=within(0, 1),
+        methods=_FENREC,
+    )
+    mix_weight: float = key(
+        0.1, help="of the mixed hard negatives; 0: none", rule=at_least(0), methods=_FENREC
+    )
+    noise: float = key(
+        2.0,
+        help="noise negatives, as a multiple of the batch; 0: none",
+        rule=at_least(0),
+        methods=_FENREC,
+    )
