@@ -13,6 +13,8 @@ from seqrec_kernels import backend
 from seqrec_kernels.ops.catalog_cross_entropy import blocked as cross_entropy
 from seqrec_kernels.ops.catalog_rank import blocked as rank
 from seqrec_kernels.ops.catalog_topk import blocked as topk
+from seqrec_kernels.ops.contrast import ascend
+from seqrec_kernels.ops.contrast import blocked as contrast
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +24,11 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def torch_path(request: pytest.FixtureRequest) -> Iterator[None]:
-    """test_catalog_*.py test the torch path, also where a faster one is built and would run.
+    """test_catalog_* and test_contrast* test the torch path, also where a faster one would run.
 
     The compiled paths and the Triton ones have files of their own.
     """
-    if request.node.path.name.startswith("test_catalog_"):
+    if request.node.path.name.startswith(("test_catalog_", "test_contrast")):
         with backend("blocked"):
             yield
     else:
@@ -77,4 +79,6 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(topk, "GROUP", 4)
     monkeypatch.setattr(topk, "SPAN", 2)
     monkeypatch.setattr(topk, "_KEYS", 100)
+    monkeypatch.setattr(contrast, "TILES", contrast.Tiles(floats=1, least_rows=3, most_rows=3))
+    monkeypatch.setattr(ascend, "FLOATS", 40)
     return None

@@ -44,6 +44,100 @@ def cross_entropy(
     return stacked.sum() / (max(counted, 1) if reduction == "mean" else 1)
 
 
+def contrast(
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    *,
+    noise: Tensor | None = None,
+    anchor_ids: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    focal_scale: float | None = None,
+    margin: float = 0.0,
+    mix: float | tuple[float, float] = 0.4,
+    mix_weight: float = 0.0,
+    seed: int = 0,
+    form: str = "official",
+) -> Tensor:
+    """The contrastive losses through explicit mixed vectors ``[R, K, D]``; autograd does the rest."""
+    rows, count = anchors.shape[0], negatives.shape[0]
+    paper = form == "paper"
+
+    def weight(x: Tensor) -> Tensor:
+        return torch.ones_like(x) if focal_scale is None else torch.tanh(x / focal_scale)
+
+    def negative(x: Tensor) -> Tensor:
+        outside = margin if paper and focal_scale is not None else 0.0
+        return (x * (weight(x) + margin - outside) + outside) / temperature
+
+    kept = torch.ones(rows, count, dtype=torch.bool)
+    if anchor_ids is not None and negative_ids is not None:
+        kept = anchor_ids[:, None] != negative_ids[None, :]
+    s = (anchors * positives).sum(1)
+    first = s * weight(s) / temperature
+    terms = [first[:, None]]
+    weights = [torch.ones(rows, 1, dtype=first.dtype)]
+
+    def add(logits: Tensor, among: Tensor, share: float) -> None:
+        terms.append(torch.where(among, logits, -torch.inf))
+        weights.append(torch.full_like(logits, share))
+
+    add(negative(anchors @ negatives.T), kept, 1.0)
+    if noise is not None:
+        logits = negative(anchors @ noise.T)
+        add(logits, torch.ones_like(logits, dtype=torch.bool), 1.0)
+    if mix_weight > 0:
+        if isinstance(mix, tuple):
+            low, high = mix
+            drawn = [[philox(seed, k, r, 1) for k in range(count)] for r in range(rows)]
+            ratios = low + (high - low) * torch.tensor(drawn, dtype=torch.float64).view(rows, count)
+        else:
+            ratios = torch.full((rows, count), mix, dtype=torch.float64)
+        share = ratios[:, :, None]
+        bracket = share * unit(anchors)[:, None] + (1 - share) * unit(negatives)[None]
+        there = (bracket.square().sum(2, keepdim=True) >= 1e-6).expand_as(bracket)
+        hard = length(negatives)[None] * unit(torch.where(there, bracket, 0))
+        stopped = (anchors[:, None] * hard.detach()).sum(2)
+        if paper and focal_scale is not None:
+            whole = (anchors[:, None] * hard).sum(2)
+            add(stopped * weight(whole) / temperature, kept, mix_weight)
+        else:
+            add(negative(stopped), kept, mix_weight)
+    logits = torch.cat(terms, 1) + torch.cat(weights, 1).log()
+    losses = logits.logsumexp(1) - first
+    if reduction == "none":
+        return losses
+    return losses.sum() / (max(rows, 1) if reduction == "mean" else 1)
+
+
+def length(x: Tensor) -> Tensor:
+    """Norms of the last dimension, kept; 0 with gradient 0 for a vector of zeros."""
+    square = x.square().sum(-1, keepdim=True)
+    return torch.where(square == 0, 0, torch.where(square == 0, 1, square).sqrt())
+
+
+def unit(x: Tensor) -> Tensor:
+    """Unit vectors; 0 with gradient 0 for a vector of zeros."""
+    norm = length(x)
+    return torch.where(norm == 0, 0, x / torch.where(norm == 0, 1, norm))
+
+
+def philox(seed: int, c0: int, c1: int, stream: int) -> float:
+    """The contract's uniform number, by Philox4x32-10 in Python's integers."""
+    key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
+    word = [c0, c1, 0, stream]
+    for _ in range(10):
+        one, two = 0xD2511F53 * word[0], 0xCD9E8D57 * word[2]
+        word = [
+            two >> 32 ^ word[1] ^ key[0], two & 0xFFFFFFFF,
+            one >> 32 ^ word[3] ^ key[1], one & 0xFFFFFFFF,
+        ]  # fmt: skip
+        key = [key[0] + 0x9E3779B9 & 0xFFFFFFFF, key[1] + 0xBB67AE85 & 0xFFFFFFFF]
+    return (word[0] >> 8) * 2.0**-24
+
+
 def rank(
     scores: Sequence[Sequence[float]],
     targets: Sequence[Sequence[int]],

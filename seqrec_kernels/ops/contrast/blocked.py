@@ -319,12 +319,13 @@ class _Block:
         )  # fmt: skip
         anchors = scene.anchors[rows]
         paper = None
+        if scene.mixed and scene.paper:
+            paper = self._inside(mixed, y[:, scene.plain :])
         if scene.focal:
             torch.ops.aten.sigmoid_backward.grad_input(y, g, grad_input=y)
-            g += scene.offset
-            if scene.mixed and scene.paper:
-                paper = self._inside(mixed * y[:, scene.plain :])
+            if paper is not None:
                 y[:, scene.plain :] = 0
+            g += scene.offset
             y += g
             p *= y
         if paper is not None:
@@ -352,13 +353,16 @@ class _Block:
             torch.mm(plain, scene.others, out=out)
         out *= factor[:, None]
 
-    def _inside(self, coefficient: Tensor) -> tuple[Tensor, Tensor]:
+    def _inside(self, p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """The paper's form inside the tanh, ``w = a b F(c)``: ``F'`` and ``F - F' c`` of each pair,
-        multiplied by ``coefficient``."""
+        multiplied by its part of the derivative, in the units of ``slope``."""
         alpha, beta, cosine, inverse = self.alpha, self.beta, self.cosine, self.inverse
+        # tanh, not half angles: 1 - tanh^2 of a large similarity is all there is in the result
+        tanh = torch.tanh(u / 2)
+        part = p * u * (1 - tanh * tanh) / 4
         value = (alpha + beta * cosine) * inverse
         slope = beta * beta * (beta + alpha * cosine) * inverse**3
-        return coefficient * slope, coefficient * (value - slope * cosine)
+        return part * slope, part * (value - slope * cosine)
 
 
 def _may_vanish(low: float, high: float) -> bool:
