@@ -32,5 +32,5 @@ clean:
 $(VENV)/.installed: pyproject.toml setup.py Makefile $(wildcard csrc/*.cpp csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" pybind11 ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,plot,dev]"
 	touch $@

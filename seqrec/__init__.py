@@ -16,6 +16,7 @@ from seqrec.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from seqrec.api import load, recommend, resume, train
+    from seqrec.comparison import compare
     from seqrec.run import Run
 
 # Read by the OpenMP runtime when torch loads it (too late where torch is already imported). Threads
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 # too, and gain nothing measured on an idle one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-__all__ = ["Interrupted", "Run", "UsageError", "load", "recommend", "resume", "train"]
+__all__ = ["Interrupted", "Run", "UsageError", "compare", "load", "recommend", "resume", "train"]
 
 _HOMES = {
+    "compare": "seqrec.comparison",
     "load": "seqrec.api",
     "recommend": "seqrec.api",
     "resume": "seqrec.api",

@@ -236,6 +236,58 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
         yield stream
 
 
+class Compare(Command):
+    name = "compare"
+    summary = "runs side by side, with seeds and intervals"
+    description = """\
+Put finished runs side by side: one table for each protocol and data, never a mixed one. Runs
+that differ only in seed are one row. Differences to a reference row come with 95 % intervals
+of a paired bootstrap over users, where the runs keep their ranks."""
+    examples = """\
+  seqrec compare runs/*
+  seqrec compare runs/wide-* runs/narrow-* --against first --plot curves.pdf
+  seqrec compare runs/* --format csv > figures.csv
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("directories", metavar="DIR", nargs="+", type=_path, help="run directories")
+        add(
+            "--format",
+            metavar="NAME",
+            type=_choice("md", "csv", "tex"),
+            default="md",
+            help="md (default), csv (a line a metric, every metric) or tex",
+        )
+        add(
+            "--plot",
+            metavar="FILE.png",
+            type=_path,
+            help="draw validation against epochs and seconds; the ending says how (png, pdf, svg)",
+        )
+        add(
+            "--against",
+            metavar="ROW",
+            type=_choice("best", "first"),
+            default="best",
+            help="what differences are taken to: best (by validation, default) or first",
+        )
+        add("--metric", metavar="NAME", help="for differences and curves, by default NDCG@10")
+
+    def run(self, args: argparse.Namespace) -> None:
+        from seqrec.comparison import compare, plot, text
+
+        if args.plot:
+            plot.check(args.plot)
+        tables = compare(args.directories, against=args.against, metric=args.metric)
+        if args.plot:
+            plot.draw(tables, args.plot)
+        print(text.render(tables, args.format), end="")
+        if args.format == "csv":  # notes would be no CSV
+            for note in dict.fromkeys(note for table in tables for note in table.notes):
+                print(f"seqrec: {note}", file=sys.stderr)
+
+
 class Data(Command):
     name = "data"
     summary = "what a log holds, before training on it"
@@ -269,7 +321,9 @@ on this machine and why the faster ones do not."""
             print(line)
 
 
-COMMANDS: tuple[Command, ...] = (Train(), Resume(), Evaluate(), Recommend(), Data(), Doctor())
+COMMANDS: tuple[Command, ...] = (
+    *(Train(), Resume(), Evaluate(), Recommend(), Compare(), Data(), Doctor()),
+)
 
 
 def _whole(low: int) -> Callable[[str], int]:

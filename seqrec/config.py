@@ -175,12 +175,16 @@ class Config:
     def from_toml(cls, text: str, where: str) -> Config:
         """Read back what :meth:`to_toml` wrote; as strict as any other layer.
 
+        But for keys of other methods: runs of earlier versions wrote them down as well.
+
         Args:
             text: TOML.
             where: the file it came from, for messages.
         """
         layers = _Layers()
         layers.put_tables(read_toml(text, where), where)
+        method = layers.values.get("method.name", "")
+        layers.values = {n: value for n, value in layers.values.items() if _KEYS[n].read_by(method)}
         return layers.build(where)
 
 

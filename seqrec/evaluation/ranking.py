@@ -20,6 +20,7 @@ from seqrec.data.store import SequenceStore
 from seqrec.evaluation.misses import with_misses
 from seqrec.files import replacing
 from seqrec_kernels import Rank, SeenItems, catalog_rank, rank_metrics
+from seqrec_kernels.ops.catalog_rank.metrics import target_metrics
 
 if TYPE_CHECKING:
     from seqrec.methods.base import Method
@@ -45,6 +46,11 @@ class Ranks:
         """HR@k, NDCG@k and MRR@k, means over the targets."""
         rank = Rank(torch.from_numpy(self.greater), torch.from_numpy(self.equal))
         return {name: float(x) for name, x in rank_metrics(rank, tuple(ks), ties).items()}
+
+    def each(self, ks: Sequence[int], ties: str) -> dict[str, np.ndarray]:
+        """What `metrics` averages: float64 [B], a value a target."""
+        rank = Rank(torch.from_numpy(self.greater), torch.from_numpy(self.equal))
+        return {name: x.numpy() for name, x in target_metrics(rank, tuple(ks), ties).items()}
 
     def save(self, path: Path) -> None:
         """Write ``user, greater, equal`` as .npz; equal ranks are equal bytes."""

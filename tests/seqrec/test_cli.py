@@ -67,7 +67,7 @@ TRAIN = ["train", "sasrec", "--data", SMALL, "--out", "out"]
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "no command (seqrec); one of train, resume, evaluate, recommend, data, doctor; "),
+        ([], "no command (seqrec); one of train, resume, evaluate, recommend, compare, data, doctor; "),
         (["trian"], "unknown command 'trian' (seqrec); did you mean train?"),
         (["zzz"], "unknown command 'zzz' (seqrec); the commands: train, resume, evaluate, "),
         (["--vers"], "unknown option --vers (seqrec); did you mean --version?"),
@@ -225,13 +225,12 @@ def test_debug_shows_the_traceback(command: Command, monkeypatch: pytest.MonkeyP
 def test_help_and_version(command: Command) -> None:
     status, out, err = command("--help")
     assert (status, err) == (0, "")
-    for name in ("train", "resume", "evaluate", "recommend", "data", "doctor"):
+    for name in ("train", "resume", "evaluate", "recommend", "compare", "data", "doctor"):
         assert f"    {name}" in out
         status, text, err = command(name, "--help")
         assert (status, err) == (0, "")
         assert f"  seqrec {name}" in text, "an example"
         assert "exit status:" in text
-    assert "compare" not in out
     status, text, _ = command("train", "--help")
     for key in settable():
         assert f"\n  {key.name} " in text

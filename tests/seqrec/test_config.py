@@ -290,6 +290,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert message(file=broken).startswith("not TOML: Invalid value (at line 2")
 
 
+def test_a_run_of_an_earlier_version_may_name_a_key_of_another_method() -> None:
+    config = load_config("sasrec", flags=DATA)
+    text = config.to_toml()
+    assert "warmup_epochs" not in text
+    earlier = text.replace("[method]\n", "[method]\nwarmup_epochs = 0\n")
+    assert Config.from_toml(earlier, "config.toml") == config
+
+
 def test_a_key_of_another_method_is_refused_wherever_it_stands(
     tmp_path: Path, preset_folder: Path
 ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from seqrec_kernels import checks
 from seqrec_kernels.types import Rank
 
-__all__ = ["rank_metrics"]
+__all__ = ["rank_metrics", "target_metrics"]
 
 
 def rank_metrics(
@@ -40,6 +40,14 @@ def rank_metrics(
         TypeError: counts that are no int64 tensors, a cut-off that is no int.
         ValueError: an unknown tie rule, a cut-off below 1, counts of different shapes.
     """
+    found = target_metrics(rank, ks, ties)
+    return {name: float(x.mean()) if x.numel() else 0.0 for name, x in found.items()}
+
+
+def target_metrics(
+    rank: Rank, ks: Sequence[int] = (5, 10, 20), ties: str = "mean"
+) -> dict[str, Tensor]:
+    """What `rank_metrics` averages: float64 ``[targets that count]`` on the CPU, in their order."""
     checks.one_of("ties", ties, ("mean", "optimistic", "pessimistic"))
     ks = [checks.integer("ks", k, 1) for k in ks]
     greater, equal = checks.tensor("rank.greater", rank[0]), checks.tensor("rank.equal", rank[1])
@@ -57,7 +65,7 @@ def rank_metrics(
     elif ties == "pessimistic":
         greater, equal = greater + equal, torch.zeros_like(equal)
 
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Tensor] = {}
     for k in ks:
         place = torch.arange(1, k + 1, dtype=torch.float64)
         gains = {
@@ -66,17 +74,15 @@ def rank_metrics(
             "MRR": 1.0 / place,
         }
         for name, gain in gains.items():
-            metrics[f"{name}@{k}"] = _average(gain, greater, equal)
+            metrics[f"{name}@{k}"] = _expected(gain, greater, equal)
     return metrics
 
 
-def _average(gain: Tensor, greater: Tensor, equal: Tensor) -> float:
-    """Mean over targets of the mean of ``gain`` over their places (0 beyond its end)."""
-    if greater.numel() == 0:
-        return 0.0
+def _expected(gain: Tensor, greater: Tensor, equal: Tensor) -> Tensor:
+    """For each target the mean of ``gain`` over its places (0 beyond its end)."""
     k = gain.shape[0]
     # sums of the first n gains; a target's places are greater .. greater + equal, counted from 0
     sums = torch.cat((gain.new_zeros(1), gain.cumsum(0)))
     above = sums[greater.clamp(max=k)]
     through = sums[(greater + equal + 1).clamp(max=k)]
-    return float(((through - above) / (equal + 1)).mean())
+    return (through - above) / (equal + 1)

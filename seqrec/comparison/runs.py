@@ -1,0 +1,209 @@
+"""Finished runs as `compare` sees them: which belong in one table, and which in one row."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqrec import rundir
+from seqrec.config import Config, DataConfig
+from seqrec.errors import UsageError
+from seqrec.evaluation.ranking import Ranks
+from seqrec.run import Run
+
+# What says nothing about what was trained: where it ran, and how results are kept and computed.
+_APART = {"training.seed", "training.device", "training.save_every", "evaluation.batch"}
+_TABLES_APART = ("data", "preset")  # a table has one of the former; the latter only names settings
+# What is made of a log: other data, as far as figures go, than the same file without it.
+_USED = ("min_user", "min_item", "repeats", "split_seed", "roles_sha256")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run with its result.
+
+    Attributes:
+        directory: its place, as named by the user.
+        config: as trained.
+        result: what ``result.json`` holds, complete.
+    """
+
+    directory: Path
+    config: Config
+    result: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return int(self.result["seed"])
+
+    @property
+    def method(self) -> str:
+        return str(self.result["method"])
+
+    def settings(self) -> dict[str, Any]:
+        """``{"encoder.dim": 64, ...}``: two runs that share these differ only in seed."""
+        return {
+            f"{table}.{name}": value
+            for table, keys in dataclasses.asdict(self.config).items()
+            if table not in _TABLES_APART
+            for name, value in keys.items()
+            if f"{table}.{name}" not in _APART
+        }
+
+    def judged_on(self) -> tuple[Any, ...]:
+        """What figures must share before they may stand in one table."""
+        data, protocol = self.result["data"], self.result["protocol"]
+        return (
+            *(protocol["id"], data["sha256"], protocol["users_evaluated"]),
+            *(data["users"], data["items"], data["interactions"]),
+            *(getattr(self.config.data, name) for name in _USED),
+        )
+
+    def source(self) -> str:
+        """The data's name, with what was made of it where that is not the default."""
+        asked = ((name, getattr(self.config.data, name)) for name in _USED)
+        told = [f"{n}={str(value)[:12]}" for n, value in asked if value != getattr(DataConfig, n)]
+        return " ".join([self.result["data"]["file"], *told])
+
+    def ranks(self) -> Ranks | None:
+        """Ranks of the test targets, by user; None where the directory does not keep them.
+
+        Raises:
+            UsageError: they cannot be read, or do not give the figures of the result.
+        """
+        path = self.directory / "ranks" / "test.npz"
+        mend = f"remove {path}, the table does without"
+        try:
+            found = Ranks.load(path)
+            order = np.argsort(found.users, kind="stable")
+            ranks = Ranks(found.users[order], found.greater[order], found.equal[order])
+            metrics = ranks.metrics(self.config.evaluation.ks, self.result["protocol"]["ties"])
+        except FileNotFoundError:
+            return None
+        except (OSError, zipfile.BadZipFile, LookupError, ValueError, TypeError) as error:
+            raise UsageError(f"the ranks cannot be read: {error}", str(path), mend) from error
+        for name, value in self.result["metrics"]["test"].items():
+            if abs(metrics.get(name, np.inf) - value) > 1e-6:
+                raise UsageError(
+                    f"the ranks are of another run than result.json: they give {name} "
+                    f"{metrics.get(name, np.nan):.4f}, not {value:.4f}",
+                    str(path),
+                    mend,
+                )
+        return ranks
+
+
+def read(directory: Path) -> Finished:
+    """A finished run.
+
+    Raises:
+        UsageError: there is none, it is not finished, or its files are damaged.
+    """
+    run = Run(directory)
+    result = run.result
+    where = directory / rundir.RESULT
+    try:
+        told = (
+            *(result["metrics"]["test"], result["metrics"]["valid"], result["baselines"]),
+            *(result["protocol"][name] for name in ("id", "ties", "select", "users_evaluated")),
+            *(result["data"][name] for name in ("file", "sha256", "users", "items")),
+            *(result["data"]["interactions"], result["method"], result["seed"]),
+            *(result["best_epoch"], result["epochs_run"], result["timing"]["train_seconds"]),
+        )
+        finite = all(np.isfinite(list(part.values())).all() for part in told[:2])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"the result is damaged: {type(error).__name__} {error}",
+            str(where),
+            f"remove it; `seqrec resume {directory}` writes it again",
+        ) from None
+    if not finite:
+        raise UsageError("the result holds what is no number", str(where), "leave this run out")
+    return Finished(directory, run.config, result)
+
+
+def read_all(directories: Sequence[str | Path]) -> list[Finished]:
+    """Runs in the order named.
+
+    Raises:
+        UsageError: as `read`; none is named, or one twice.
+    """
+    if not directories:
+        raise UsageError("no run to compare", "compare", "name one or more run directories")
+    seen: set[Path] = set()
+    for name in directories:
+        place = Path(name).resolve()
+        if place in seen:
+            raise UsageError(f"{name} is named twice", "compare", "name each run once")
+        seen.add(place)
+    return [read(Path(name)) for name in directories]
+
+
+def by_protocol(runs: Sequence[Finished]) -> list[list[Finished]]:
+    """Runs that may stand in one table, in the order of their first ones."""
+    tables: dict[tuple[Any, ...], list[Finished]] = {}
+    for run in runs:
+        tables.setdefault(run.judged_on(), []).append(run)
+    return list(tables.values())
+
+
+def by_settings(runs: Sequence[Finished]) -> list[list[Finished]]:
+    """Rows of a table: runs that differ only in seed, by seed.
+
+    Runs of one setting *and* one seed (of two versions of the code, say) are no sample of seeds.
+    Where there are such, a row is what lies in one folder, and else every run is its own.
+    """
+    groups: dict[str, list[Finished]] = {}
+    for run in runs:
+        groups.setdefault(repr(run.settings()), []).append(run)
+    rows: list[list[Finished]] = []
+    for group in groups.values():
+        if _distinct(group):
+            rows.append(group)
+            continue
+        folders: dict[Path, list[Finished]] = {}
+        for run in group:
+            folders.setdefault(run.directory.resolve().parent, []).append(run)
+        for folder in folders.values():
+            rows += [folder] if _distinct(folder) else [[run] for run in folder]
+    return [sorted(row, key=lambda run: run.seed) for row in rows]
+
+
+def _distinct(runs: Sequence[Finished]) -> bool:
+    return len({run.seed for run in runs}) == len(runs)
+
+
+def labels(rows: Sequence[Sequence[Finished]]) -> list[str]:
+    """A name a row: the method, and no more than tells it from the others of that method."""
+    found = [row[0].method for row in rows]
+    for method in dict.fromkeys(found):
+        places = [i for i, name in enumerate(found) if name == method]
+        if len(places) > 1:
+            for i, name in zip(places, _told_apart([rows[i] for i in places]), strict=True):
+                found[i] = f"{method} {name}".rstrip()
+    return found
+
+
+def _told_apart(rows: Sequence[Sequence[Finished]]) -> list[str]:
+    """By preset, else by up to three settings, else by directory."""
+    presets = [row[0].result.get("preset") or "" for row in rows]
+    settings = [row[0].settings() for row in rows]
+    names = dict.fromkeys(name for one in settings for name in one)
+    differing = [n for n in names if len({repr(one.get(n)) for one in settings}) > 1]
+    by_value = [" ".join(f"{n}={one.get(n)}" for n in differing) for one in settings]
+    for told in (presets, by_value if len(differing) <= 3 else []):
+        if len(set(told)) == len(rows):
+            return told
+    return [_place(row) for row in rows]
+
+
+def _place(row: Sequence[Finished]) -> str:
+    """The directory of a run, or the one that holds a row's runs."""
+    return os.path.commonpath([run.directory for run in row]) or "."
