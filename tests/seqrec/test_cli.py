@@ -67,7 +67,11 @@ TRAIN = ["train", "sasrec", "--data", SMALL, "--out", "out"]
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "no command (seqrec); one of train, resume, evaluate, recommend, compare, data, doctor; "),
+        (
+            [],
+            "no command (seqrec); one of train, resume, evaluate, recommend, compare, data, "
+            "doctor; ",
+        ),
         (["trian"], "unknown command 'trian' (seqrec); did you mean train?"),
         (["zzz"], "unknown command 'zzz' (seqrec); the commands: train, resume, evaluate, "),
         (["--vers"], "unknown option --vers (seqrec); did you mean --version?"),
