@@ -2,8 +2,8 @@
 //
 // `seqrec doctor` compares it with what runs, so that a library built against another torch, or
 // without the processor's vector instructions, is named instead of guessed at.  setup.py passes
-// what the compiler cannot know: the flags it was called with, the torch it found, and the parts
-// that were built.
+// what the compiler cannot know: the flags it was called with, the torch it found, which parts were
+// built, and why others were not.
 
 #include <pybind11/pybind11.h>
 
@@ -36,6 +36,8 @@ py::dict build_info() {
     info["pybind11"] = SEQREC_STRINGIFY(PYBIND11_VERSION_MAJOR) "." SEQREC_STRINGIFY(
         PYBIND11_VERSION_MINOR);
     info["parts"] = SEQREC_PARTS;
+    info["cuda"] = SEQREC_CUDA;
+    info["left_out"] = SEQREC_LEFT_OUT;
     return info;
 }
 
@@ -45,6 +47,7 @@ PYBIND11_MODULE(_host, module) {
     module.doc() = "Host-side helpers compiled for this Python.";
     module.def("build_info", &build_info,
                "What this installation was compiled with: compiler, standard (the value of "
-               "__cplusplus), flags, torch and python versions, pybind11 (major.minor) and parts, "
-               "the comma-separated names of the compiled parts.");
+               "__cplusplus), flags, torch and python versions, pybind11 (major.minor); parts, the "
+               "comma-separated names of the compiled parts; cuda, the architectures and the nvcc of "
+               "the CUDA library, empty without one; left_out, which parts are not there and why.");
 }

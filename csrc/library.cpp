@@ -26,6 +26,12 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
     m.def(
         "topk(Tensor queries, Tensor items, Tensor? bias, int first_item, Tensor? seen_offsets, "
         "Tensor? seen_ids, Tensor? seen_rows, Tensor(a!) scores, Tensor(b!) ids) -> ()");
+    m.def(
+        "select_scores(Tensor scores, Tensor? bias, int first, int part, int k, int first_item, "
+        "int items, Tensor? seen_offsets, Tensor? seen_ids, Tensor? seen_rows, Tensor(a!) keys) "
+        "-> ()");
+    m.def("select_keys(Tensor keys, int first_item, Tensor(a!) scores, Tensor(b!) ids) -> ()");
+    m.def("cuda_build() -> str");
     m.def("force_kernels(str name) -> bool");
     m.def("available_kernels() -> str");
 }

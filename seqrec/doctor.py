@@ -131,6 +131,13 @@ def _compiled(torch: ModuleType | None, hints: list[str]) -> Iterator[str]:
     info: dict[str, Any] = host.build_info()
     yield f"{info['parts']}: {info['compiler']}, {info['flags']}"
     yield f"    against torch {info['torch']}, python {info['python']}, pybind11 {info['pybind11']}"
+    if built := info.get("cuda"):  # a module of an earlier version has none of these
+        reason = None
+        if torch is not None:
+            reason = importlib.import_module("seqrec_kernels.native").CUDA_MISSING
+        yield f"    CUDA for {built}" + (f"; not loaded: {reason}" if reason else "")
+    if left_out := info.get("left_out"):
+        yield f"    {left_out}"
     if torch is not None and info["torch"] != torch.__version__:
         hints.append(f"built against torch {info['torch']}, {torch.__version__} runs: {REINSTALL}")
 

@@ -1,0 +1,65 @@
+// The arguments of select_scores and select_keys (library.cpp) as the problems of select.h, for both
+// devices.
+
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "select.h"
+
+namespace seqrec::select {
+
+using torch::stable::Tensor;
+
+template <typename T>
+const T* numbers_of(const std::optional<Tensor>& t) {
+    return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+}
+
+inline uint32_t wanted(int64_t k) {
+    if (k < 1 || k >= int64_t{1} << 31) throw std::runtime_error("k must be in [1, 2^31)");
+    return static_cast<uint32_t>(k);
+}
+
+inline ScoreProblem score_problem(const Tensor& scores, const std::optional<Tensor>& bias,
+                                  int64_t first, int64_t part, int64_t k, int64_t first_item,
+                                  int64_t items, const std::optional<Tensor>& seen_offsets,
+                                  const std::optional<Tensor>& seen_ids,
+                                  const std::optional<Tensor>& seen_rows, const Tensor& keys) {
+    if (part < 1 || part > kMostPart) throw std::runtime_error("part must be in [1, 16384]");
+    ScoreProblem p{};
+    p.scores = static_cast<const float*>(scores.const_data_ptr());
+    p.bias = numbers_of<float>(bias);
+    p.rows = scores.size(0);
+    p.width = scores.size(1);
+    p.stride = scores.stride(0);
+    p.part = part;
+    p.first = first;
+    if (seen_offsets.has_value()) {
+        p.seen = {numbers_of<int64_t>(seen_offsets), numbers_of<int64_t>(seen_ids),
+                  numbers_of<int64_t>(seen_rows),    seen_offsets->size(0) - 1,
+                  seen_ids->size(0),                 first_item,
+                  items};
+    }
+    p.keys = static_cast<int64_t*>(keys.mutable_data_ptr());
+    p.keys_stride = keys.stride(0);
+    p.k = wanted(k);
+    if (keys.size(1) != p.parts() * k) throw std::runtime_error("keys must be [rows, parts * k]");
+    return p;
+}
+
+inline KeyProblem key_problem(const Tensor& keys, int64_t first_item, const Tensor& scores,
+                              const Tensor& ids) {
+    return {static_cast<const int64_t*>(keys.const_data_ptr()),
+            keys.size(0),
+            keys.size(1),
+            first_item,
+            static_cast<float*>(scores.mutable_data_ptr()),
+            static_cast<int64_t*>(ids.mutable_data_ptr()),
+            wanted(ids.size(1))};
+}
+
+}  // namespace seqrec::select
