@@ -124,7 +124,7 @@ def report(
             name: implementations[name](queries, items)
             if name in implementations
             else "not part of this version"
-            for name in NAMES
+            for name in (*implementations, *(n for n in NAMES if n not in implementations))
         }
     return table
 
