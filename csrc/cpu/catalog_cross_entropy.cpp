@@ -32,47 +32,159 @@ using namespace cross_entropy;
 
 // ---- forward -------------------------------------------------------------------------------------
 
-void forward(const Tensor& queries, const Tensor& items, const Tensor& columns,
-             const std::optional<Tensor>& bias, double temperature, const Tensor& lse,
-             const Tensor& chosen) {
-    const Problem problem(queries, items, columns, bias, temperature);
+template <typename Tiles>
+void forward_by(const Problem& problem, float* lse, float* chosen) {
+    using Number = typename Tiles::Number;
+    using Numbers = Buffer<Number>;
+    constexpr int64_t kTile = Tiles::kTile;
     const int64_t panels = divide_up(problem.queries.rows, kLanes);
-    const Panels all(problem, 0, panels);
-    choose(problem, all, written<float>(chosen));
+    const Panels<Tiles> all(problem, 0, panels);
+    choose(problem, all, chosen);
 
-    const Chunks chunks(problem.tiles());
+    const Chunks chunks(problem.items.rows, kTile);
     const int64_t groups = divide_up(panels, kGroup);
-    Buffer<Running> sums(chunks.count * panels);
-    run_tasks(chunks.count * groups, [&] { return Floats(kTile * (all.padded + kLanes)); },
-              [&](int64_t task, Floats& scratch) {
+    Buffer<Sums> sums(chunks.count * panels);
+    run_tasks(chunks.count * groups, [&] { return Numbers(kTile * (all.padded + kLanes)); },
+              [&](int64_t task, Numbers& scratch) {
         const int64_t chunk = task / groups, first = task % groups * kGroup;
         const int64_t last = std::min(panels, first + kGroup);
+        Number* scores = Tiles::kScoresLieInTile ? scratch.get() : nullptr;
         float factor[kLanes];
         for (int64_t g = first; g < last; ++g) sums[chunk * panels + g].start();
         for (int64_t tile = chunks.begin(chunk); tile < chunks.end(chunk); ++tile) {
             const int64_t item = tile * kTile;
             const int64_t count = std::min(kTile, problem.items.rows - item);
             int64_t stride;
-            const float* rows =
-                problem.items.read(item, count, scratch + kTile * kLanes, stride);
+            const Number* rows =
+                Tiles::read(problem.items, item, count, scratch + kTile * kLanes, stride);
             for (int64_t g = first; g < last; ++g) {
-                sums[chunk * panels + g].fold(problem, all.panel(g), rows, stride, item, count,
-                                              scratch.get(), factor);
+                Tiles::fold(problem, all.panel(g), rows, stride, item, count, scores,
+                            sums[chunk * panels + g], factor);
             }
         }
     });
 
-    float* out = written<float>(lse);
     for (int64_t g = 0; g < panels; ++g) {
         float lanes[kLanes];
         combine(chunks.count,
-                [&](int64_t c) -> const Running& { return sums[c * panels + g]; }, lanes);
+                [&](int64_t c) -> const Sums& { return sums[c * panels + g]; }, lanes);
         const int64_t held = std::min<int64_t>(kLanes, problem.queries.rows - g * kLanes);
-        std::copy(lanes, lanes + held, out + g * kLanes);
+        std::copy(lanes, lanes + held, lse + g * kLanes);
     }
 }
 
+void forward(const Tensor& queries, const Tensor& items, const Tensor& columns,
+             const std::optional<Tensor>& bias, double temperature, const Tensor& lse,
+             const Tensor& chosen) {
+    const Problem problem(queries, items, columns, bias, temperature);
+    const auto run = BFloat16::runs(problem.queries) ? forward_by<BFloat16Tiles>
+                                                     : forward_by<Float32Tiles>;
+    run(problem, written<float>(lse), written<float>(chosen));
+}
+
 // ---- one pass ------------------------------------------------------------------------------------
+
+template <typename Tiles>
+void one_pass_by(const Problem& problem, const Gradients& to, int64_t workspace, float* lse,
+                 float* chosen) {
+    using Number = typename Tiles::Number;
+    using Numbers = Buffer<Number>;
+    constexpr int64_t kTile = Tiles::kTile;
+    const bool keep = to.items != nullptr || to.bias != nullptr;
+    const int64_t padded = problem.queries.padded();
+    const int64_t rows = problem.queries.rows, count = problem.items.rows;
+    const Chunks chunks(count, kTile);
+    const int64_t tiles = chunks.tiles;
+
+    // as many panels at a time as the kept exponentials leave room for
+    const int64_t bytes = keep ? count * kLanes * static_cast<int64_t>(sizeof(Number)) : 1;
+    const int64_t most = std::min<int64_t>(2 * kGroup, divide_up(rows, kLanes));
+    const int64_t group = std::max<int64_t>(1, std::min(most, workspace / bytes));
+
+    Numbers kept(keep ? group * count * kLanes : 1);
+    Floats shifts(keep ? group * tiles * kLanes : 1);
+    Floats lses(group * kLanes), weights(group * kLanes);
+    Floats partial(to.queries != nullptr ? chunks.count * group * kLanes * padded : 1);
+    Buffer<Sums> sums(chunks.count * group);
+
+    for (int64_t top = 0; top < rows; top += group * kLanes) {
+        const Panels<Tiles> block(problem, top, std::min(group, divide_up(rows - top, kLanes)));
+        choose(problem, block, chosen);
+
+        // exponentials, their sums, and the query gradients under each chunk's own shift
+        const int64_t spare = to.queries != nullptr ? Tiles::scratch_size(padded) : 0;
+        run_tasks(chunks.count * block.count,
+                  [&] { return Numbers(kTile * (padded + kLanes) + spare); },
+                  [&](int64_t task, Numbers& scratch) {
+            const int64_t chunk = task / block.count, g = task % block.count;
+            Sums& running = sums[task];
+            running.start();
+            float* gradient = partial + (to.queries != nullptr ? task * kLanes * padded : 0);
+            if (to.queries != nullptr) std::fill(gradient, gradient + kLanes * padded, 0.0f);
+            for (int64_t tile = chunks.begin(chunk); tile < chunks.end(chunk); ++tile) {
+                const int64_t first = tile * kTile, held = std::min(kTile, count - first);
+                Number* scores = keep ? kept + (g * count + first) * kLanes : scratch.get();
+                int64_t stride;
+                const Number* from =
+                    Tiles::read(problem.items, first, held, scratch + kTile * kLanes, stride);
+                float factor[kLanes];
+                const bool moved = Tiles::fold(problem, block.panel(g), from, stride, first, held,
+                                               scores, running, factor);
+                if (to.queries != nullptr) {
+                    if (moved) scale_rows(gradient, factor, padded, gradient);
+                    Tiles::add_to_queries(scores, held, from, stride, padded,
+                                          scratch + kTile * (padded + kLanes), gradient);
+                }
+                if (keep) {
+                    std::copy(running.shift, running.shift + kLanes,
+                              shifts + (g * tiles + tile) * kLanes);
+                }
+            }
+        });
+
+        run_tasks(block.count, [] { return 0; }, [&](int64_t g, int) {
+            const auto part = [&](int64_t c) -> const Sums& {
+                return sums[c * block.count + g];
+            };
+            float* lanes = lses + g * kLanes;
+            combine(chunks.count, part, lanes);
+            const int64_t first = top + g * kLanes;
+            std::copy(lanes, lanes + std::min<int64_t>(kLanes, rows - first), lse + first);
+            lanes_of(to.dense, rows, first, 0.0f, weights + g * kLanes);
+            if (to.queries == nullptr) return;
+            finish_queries(
+                problem, to, first, chunks.count,
+                [&](int64_t c) { return partial + (c * block.count + g) * kLanes * padded; },
+                [&](int64_t c, int64_t lane) { return std::exp(part(c).shift[lane] - lanes[lane]); });
+        });
+
+        // the kept exponentials meet the queries
+        if (!keep) continue;
+        struct Scratch {
+            Numbers scaled;
+            Floats factors, gradient;
+        };
+        const auto scratch = [&] {
+            return Scratch{Numbers(block.count * kLanes * padded), Floats(block.count * kLanes),
+                           Floats(kTile * padded)};
+        };
+        run_tasks(tiles, scratch, [&](int64_t tile, Scratch& own) {
+            const ItemTile<Tiles> out(problem, to, tile, own.gradient.get());
+            if (top > 0) out.load();
+            for (int64_t g = 0; g < block.count; ++g) {
+                float* factor = own.factors + g * kLanes;
+                ratios(shifts + (g * tiles + tile) * kLanes, lses + g * kLanes, factor);
+                for (int lane = 0; lane < kLanes; ++lane) factor[lane] *= weights[g * kLanes + lane];
+                Tiles::scale(problem, block.row(g, 0), factor, padded,
+                             own.scaled + g * kLanes * padded);
+            }
+            out.add(kept + out.first * kLanes, count * kLanes, block.count, own.scaled.get(),
+                    own.factors.get(), top == 0);
+            out.store();
+        });
+    }
+    pull_items(problem, to);
+}
 
 void one_pass(const Tensor& queries, const Tensor& items, const Tensor& columns,
               const std::optional<Tensor>& bias, double temperature, const Tensor& dense,
@@ -82,149 +194,70 @@ void one_pass(const Tensor& queries, const Tensor& items, const Tensor& columns,
     const Problem problem(queries, items, columns, bias, temperature);
     const Gradients to{written<float>(d_queries), written<float>(d_items), written<float>(d_bias),
                        numbers<float>(dense), numbers<float>(pull)};
-    const bool keep = to.items != nullptr || to.bias != nullptr;
-    const int64_t tiles = problem.tiles(), padded = problem.queries.padded();
-    const int64_t rows = problem.queries.rows, count = problem.items.rows;
-    const Chunks chunks(tiles);
-
-    // as many panels at a time as the kept exponentials leave room for
-    const int64_t bytes = keep ? count * kLanes * static_cast<int64_t>(sizeof(float)) : 1;
-    const int64_t most = std::min<int64_t>(2 * kGroup, divide_up(rows, kLanes));
-    const int64_t group = std::max<int64_t>(1, std::min(most, workspace / bytes));
-
-    Floats kept(keep ? group * count * kLanes : 1);
-    Floats shifts(keep ? group * tiles * kLanes : 1);
-    Floats lses(group * kLanes), weights(group * kLanes);
-    Floats partial(to.queries != nullptr ? chunks.count * group * kLanes * padded : 1);
-    Buffer<Running> sums(chunks.count * group);
-
-    for (int64_t top = 0; top < rows; top += group * kLanes) {
-        const Panels block(problem, top, std::min(group, divide_up(rows - top, kLanes)));
-        choose(problem, block, written<float>(chosen));
-
-        // exponentials, their sums, and the query gradients under each chunk's own shift
-        run_tasks(chunks.count * block.count, [&] { return Floats(kTile * (padded + kLanes)); },
-                  [&](int64_t task, Floats& scratch) {
-            const int64_t chunk = task / block.count, g = task % block.count;
-            Running& running = sums[task];
-            running.start();
-            float* gradient = partial + (to.queries != nullptr ? task * kLanes * padded : 0);
-            if (to.queries != nullptr) std::fill(gradient, gradient + kLanes * padded, 0.0f);
-            for (int64_t tile = chunks.begin(chunk); tile < chunks.end(chunk); ++tile) {
-                const int64_t first = tile * kTile, held = std::min(kTile, count - first);
-                float* scores = keep ? kept + (g * count + first) * kLanes : scratch.get();
-                int64_t stride;
-                const float* from =
-                    problem.items.read(first, held, scratch + kTile * kLanes, stride);
-                float factor[kLanes];
-                const bool moved = running.fold(problem, block.panel(g), from, stride, first, held,
-                                                scores, factor);
-                if (to.queries != nullptr) {
-                    if (moved) scale_rows(gradient, factor, padded, gradient);
-                    kernels().add_to_queries(scores, held, from, stride, padded, gradient);
-                }
-                if (keep) {
-                    std::copy(running.high, running.high + kLanes,
-                              shifts + (g * tiles + tile) * kLanes);
-                }
-            }
-        });
-
-        run_tasks(block.count, [] { return 0; }, [&](int64_t g, int) {
-            const auto part = [&](int64_t c) -> const Running& {
-                return sums[c * block.count + g];
-            };
-            float* lanes = lses + g * kLanes;
-            combine(chunks.count, part, lanes);
-            const int64_t first = top + g * kLanes;
-            std::copy(lanes, lanes + std::min<int64_t>(kLanes, rows - first),
-                      written<float>(lse) + first);
-            lanes_of(to.dense, rows, first, 0.0f, weights + g * kLanes);
-            if (to.queries == nullptr) return;
-            finish_queries(
-                problem, to, first, chunks.count,
-                [&](int64_t c) { return partial + (c * block.count + g) * kLanes * padded; },
-                [&](int64_t c, int64_t lane) { return std::exp(part(c).high[lane] - lanes[lane]); });
-        });
-
-        // the kept exponentials meet the queries
-        if (!keep) continue;
-        run_tasks(tiles, [&] { return Floats((kLanes + kTile) * padded); },
-                  [&](int64_t tile, Floats& scratch) {
-            float* scaled = scratch.get();
-            const ItemTile out(problem, to, tile, scratch + kLanes * padded);
-            if (top > 0) out.load();
-            for (int64_t g = 0; g < block.count; ++g) {
-                float factor[kLanes];
-                ratios(shifts + (g * tiles + tile) * kLanes, lses + g * kLanes, factor);
-                for (int lane = 0; lane < kLanes; ++lane) factor[lane] *= weights[g * kLanes + lane];
-                scale_rows(block.row(g, 0), factor, padded, scaled);
-                out.add(kept + (g * count + out.first) * kLanes, scaled, factor,
-                        top == 0 && g == 0);
-            }
-            out.store();
-        });
-    }
-    pull_items(problem, to);
+    const auto run = BFloat16::runs(problem.queries) ? one_pass_by<BFloat16Tiles>
+                                                     : one_pass_by<Float32Tiles>;
+    run(problem, to, workspace, written<float>(lse), written<float>(chosen));
 }
 
 // ---- recompute -----------------------------------------------------------------------------------
 
-void backward(const Tensor& queries, const Tensor& items, const Tensor& columns,
-              const std::optional<Tensor>& bias, double temperature, const Tensor& dense,
-              const Tensor& pull, int64_t workspace, const Tensor& lse,
-              const std::optional<Tensor>& d_queries, const std::optional<Tensor>& d_items,
-              const std::optional<Tensor>& d_bias) {
-    const Problem problem(queries, items, columns, bias, temperature);
-    const Gradients to{written<float>(d_queries), written<float>(d_items), written<float>(d_bias),
-                       numbers<float>(dense), numbers<float>(pull)};
+template <typename Tiles>
+void backward_by(const Problem& problem, const Gradients& to, int64_t workspace, const float* lse) {
+    using Number = typename Tiles::Number;
+    using Numbers = Buffer<Number>;
+    constexpr int64_t kTile = Tiles::kTile;
     const bool by_items = to.items != nullptr || to.bias != nullptr;
     const int64_t padded = problem.queries.padded(), rows = problem.queries.rows;
-    const Chunks chunks(problem.tiles());
+    const Chunks chunks(problem.items.rows, kTile);
 
     // as many panels at a time as the chunks' query gradients leave room for
     const int64_t per_panel = chunks.count * kLanes * padded * static_cast<int64_t>(sizeof(float));
     const int64_t group = std::max<int64_t>(
         1, std::min<int64_t>(divide_up(rows, kLanes), 2 * workspace / per_panel));
     Floats partial(to.queries != nullptr ? chunks.count * group * kLanes * padded : 1);
-    Floats scaled(by_items ? group * kLanes * padded : 1);
+    Numbers scaled(by_items ? group * kLanes * padded : 1);
     Floats lses(group * kLanes), weights(group * kLanes);
 
     for (int64_t top = 0; top < rows; top += group * kLanes) {
-        const Panels block(problem, top, std::min(group, divide_up(rows - top, kLanes)));
+        const Panels<Tiles> block(problem, top, std::min(group, divide_up(rows - top, kLanes)));
         for (int64_t g = 0; g < block.count; ++g) {
             // past the last row an LSE of +inf makes every probability 0
-            lanes_of(numbers<float>(lse), rows, top + g * kLanes, INFINITY, lses + g * kLanes);
+            lanes_of(lse, rows, top + g * kLanes, INFINITY, lses + g * kLanes);
             lanes_of(to.dense, rows, top + g * kLanes, 0.0f, weights + g * kLanes);
             if (!by_items) continue;
-            scale_rows(block.row(g, 0), weights + g * kLanes, padded, scaled + g * kLanes * padded);
+            Tiles::scale(problem, block.row(g, 0), weights + g * kLanes, padded,
+                         scaled + g * kLanes * padded);
         }
 
-        run_tasks(chunks.count, [&] { return Floats(kTile * (kLanes + 2 * padded)); },
-                  [&](int64_t chunk, Floats& scratch) {
-            float* tile_scores = scratch.get();
+        struct Scratch {
+            Numbers tile, items, spare;
+            Floats gradient;
+        };
+        const auto scratch = [&] {
+            return Scratch{Numbers(kTile * kLanes), Numbers(kTile * padded),
+                           Numbers(Tiles::scratch_size(padded)), Floats(kTile * padded)};
+        };
+        run_tasks(chunks.count, scratch, [&](int64_t chunk, Scratch& own) {
             float* gradient = partial + (to.queries ? chunk * block.count * kLanes * padded : 0);
             if (to.queries != nullptr) {
                 std::fill(gradient, gradient + block.count * kLanes * padded, 0.0f);
             }
             for (int64_t tile = chunks.begin(chunk); tile < chunks.end(chunk); ++tile) {
-                const ItemTile out(problem, to, tile, scratch + kTile * (kLanes + padded));
+                const ItemTile<Tiles> out(problem, to, tile, own.gradient.get());
                 if (top > 0) out.load();
                 int64_t stride;
-                const float* from =
-                    problem.items.read(out.first, out.count, scratch + kTile * kLanes, stride);
+                const Number* from =
+                    Tiles::read(problem.items, out.first, out.count, own.items.get(), stride);
                 for (int64_t g = 0; g < block.count; ++g) {
-                    float unused[kLanes] = {};
-                    kernels().score(block.panel(g), problem.items.width, from, stride,
-                                    problem.bias_from(out.first), out.count, tile_scores, nullptr);
-                    kernels().exponentials(tile_scores, out.count, lses + g * kLanes, unused);
+                    Tiles::exponentials(problem, block.panel(g), from, stride, out.first, out.count,
+                                        lses + g * kLanes, own.tile.get());
                     if (to.queries != nullptr) {
-                        kernels().add_to_queries(tile_scores, out.count, from, stride, padded,
-                                                 gradient + g * kLanes * padded);
+                        Tiles::add_to_queries(own.tile.get(), out.count, from, stride, padded,
+                                              own.spare.get(), gradient + g * kLanes * padded);
                     }
                     if (by_items) {
-                        out.add(tile_scores, scaled + g * kLanes * padded, weights + g * kLanes,
-                                top == 0 && g == 0);
+                        out.add(own.tile.get(), 0, 1, scaled + g * kLanes * padded,
+                                weights + g * kLanes, top == 0 && g == 0);
                     }
                 }
                 out.store();
@@ -240,6 +273,19 @@ void backward(const Tensor& queries, const Tensor& items, const Tensor& columns,
         });
     }
     pull_items(problem, to);
+}
+
+void backward(const Tensor& queries, const Tensor& items, const Tensor& columns,
+              const std::optional<Tensor>& bias, double temperature, const Tensor& dense,
+              const Tensor& pull, int64_t workspace, const Tensor& lse,
+              const std::optional<Tensor>& d_queries, const std::optional<Tensor>& d_items,
+              const std::optional<Tensor>& d_bias) {
+    const Problem problem(queries, items, columns, bias, temperature);
+    const Gradients to{written<float>(d_queries), written<float>(d_items), written<float>(d_bias),
+                       numbers<float>(dense), numbers<float>(pull)};
+    const auto run = BFloat16::runs(problem.queries) ? backward_by<BFloat16Tiles>
+                                                     : backward_by<Float32Tiles>;
+    run(problem, to, workspace, numbers<float>(lse));
 }
 
 }  // namespace

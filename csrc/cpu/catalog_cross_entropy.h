@@ -3,133 +3,76 @@
 
 #pragma once
 
-#include <cmath>
-
-#include "operands.h"
+#include "catalog_cross_entropy_tiles.h"
 
 namespace seqrec::cpu::cross_entropy {
 
-constexpr int64_t kTile = 288;        // items of a tile: 72 KiB of scores, for the second cache
-constexpr int64_t kChunkTiles = 7;    // tiles of a chunk, unless that made more than ...
-constexpr int64_t kChunks = 64;       // ... this many chunks
-constexpr int64_t kGroup = 8;         // panels that pass over an item tile before the next one is read
-
-// Stands for a bias of -inf, and for the largest logit before there is one: far below every logit,
-// yet finite, so that differences with it are numbers.
-constexpr float kOut = -1.7e38f;
+constexpr int64_t kChunkItems = 2016;  // items of a chunk, in whole tiles, unless that made more than ...
+constexpr int64_t kChunks = 64;        // ... this many chunks
+constexpr int64_t kGroup = 8;          // panels that pass over an item tile before the next one is read
 
 using Floats = Buffer<float>;
-
-struct Problem {
-    Matrix queries, items;
-    const int64_t* columns;  // [M, slots]
-    int64_t slots;
-    const float* bias;
-    float temperature;
-
-    Problem(const Tensor& q, const Tensor& e, const Tensor& targets,
-            const std::optional<Tensor>& item_bias, double t)
-        : queries(q),
-          items(e),
-          columns(numbers<int64_t>(targets)),
-          slots(targets.size(1)),
-          bias(numbers<float>(item_bias)),
-          temperature(static_cast<float>(t)) {}
-
-    int64_t tiles() const { return divide_up(items.rows, kTile); }
-    const float* bias_from(int64_t item) const { return bias == nullptr ? nullptr : bias + item; }
-};
 
 // Tiles cut into chunks of equal length.
 struct Chunks {
     int64_t tiles, length, count;
-    explicit Chunks(int64_t all_tiles)
-        : tiles(all_tiles),
-          length(std::max(kChunkTiles, divide_up(all_tiles, kChunks))),
-          count(divide_up(all_tiles, length)) {}
+    Chunks(int64_t items, int64_t tile)
+        : tiles(divide_up(items, tile)),
+          length(std::max(divide_up(kChunkItems, tile), divide_up(tiles, kChunks))),
+          count(divide_up(tiles, length)) {}
     int64_t begin(int64_t chunk) const { return chunk * length; }
     int64_t end(int64_t chunk) const { return std::min(tiles, (chunk + 1) * length); }
 };
 
-// The queries of a block of rows, over the temperature.
+// The queries of a block of rows.
+template <typename Tiles>
 struct Panels {
-    int64_t top, count, padded, width;
-    Floats rows, turned;
+    using Number = typename Tiles::Number;
+    int64_t top, count, padded, size;
+    Buffer<Number> rows, turned;
 
     Panels(const Problem& problem, int64_t first_row, int64_t panels)
         : top(first_row),
           count(panels),
           padded(problem.queries.padded()),
-          width(problem.queries.width),
+          size(Tiles::panel_size(problem.queries.width)),
           rows(panels * kLanes * padded),
-          turned(panels * kLanes * width) {
+          turned(panels * size) {
         run_tasks(count, [] { return 0; }, [&](int64_t g, int) {
-            read_panel(problem.queries, top + g * kLanes, problem.temperature, row(g, 0), panel(g));
+            Tiles::read_panel(problem, top + g * kLanes, row(g, 0), panel(g));
         });
     }
-    float* row(int64_t g, int64_t lane) const { return rows + (g * kLanes + lane) * padded; }
-    float* panel(int64_t g) const { return turned + g * kLanes * width; }
+    Number* row(int64_t g, int64_t lane) const { return rows + (g * kLanes + lane) * padded; }
+    Number* panel(int64_t g) const { return turned + g * size; }
 };
 
 // Logits at the targets of the panels' rows.
-inline void choose(const Problem& problem, const Panels& panels, float* chosen) {
+template <typename Tiles>
+void choose(const Problem& problem, const Panels<Tiles>& panels, float* chosen) {
+    using Number = typename Tiles::Number;
     const int64_t rows = std::min(problem.queries.rows - panels.top, panels.count * kLanes);
-    run_tasks(rows, [&] { return Floats(panels.padded); }, [&](int64_t i, Floats& scratch) {
+    run_tasks(rows, [&] { return Buffer<Number>(panels.padded); },
+              [&](int64_t i, Buffer<Number>& scratch) {
         for (int64_t slot = 0; slot < problem.slots; ++slot) {
             const int64_t place = (panels.top + i) * problem.slots + slot;
             const int64_t item = problem.columns[place];
             int64_t stride;
-            const float* row = problem.items.read(item, 1, scratch.get(), stride);
-            const float score = kernels().dot(panels.row(0, i), 1, row, panels.width);
+            const Number* row = Tiles::read(problem.items, item, 1, scratch.get(), stride);
+            const float score = Tiles::logit(problem, panels.row(0, i), row);
             chosen[place] = problem.bias == nullptr ? score : score + problem.bias[item];
         }
     });
 }
 
-// exp(from - to) for the lanes of a panel.
-inline void ratios(const float* from, const float* to, float* out) {
-    float unused[kLanes] = {};
-    std::copy(from, from + kLanes, out);
-    kernels().exponentials(out, 1, to, unused);
-}
-
-// The running sum of exponentials of a panel, relative to the largest logit so far.
-struct Running {
-    float high[kLanes];
-    float sum[kLanes];
-
-    void start() {
-        std::fill(high, high + kLanes, kOut);
-        std::fill(sum, sum + kLanes, 0.0f);
-    }
-
-    // Scores a tile and turns it into exponentials under the new shift; returns whether that moved,
-    // and then what has been added up so far has to be multiplied by `factor`.
-    bool fold(const Problem& problem, const float* panel, const float* items, int64_t stride,
-              int64_t first, int64_t count, float* tile, float* factor) {
-        float before[kLanes];
-        std::copy(high, high + kLanes, before);
-        kernels().score(panel, problem.items.width, items, stride, problem.bias_from(first), count,
-                        tile, high);
-        const bool moved = !std::equal(high, high + kLanes, before);
-        if (moved) {
-            ratios(before, high, factor);
-            for (int lane = 0; lane < kLanes; ++lane) sum[lane] *= factor[lane];
-        }
-        kernels().exponentials(tile, count, high, sum);
-        return moved;
-    }
-};
-
-// The log-sum-exp of each lane from the sums of all chunks; part(c) is the Running of chunk c.
+// The log-sum-exp of each lane from the sums of all chunks; part(c) are those of chunk c.
 template <typename Part>
 void combine(int64_t chunks, const Part& part, float* lse) {
     for (int lane = 0; lane < kLanes; ++lane) {
         float top = kOut;
-        for (int64_t c = 0; c < chunks; ++c) top = std::max(top, part(c).high[lane]);
+        for (int64_t c = 0; c < chunks; ++c) top = std::max(top, part(c).shift[lane]);
         float total = 0.0f;
         for (int64_t c = 0; c < chunks; ++c) {
-            total += part(c).sum[lane] * std::exp(part(c).high[lane] - top);
+            total += part(c).sum[lane] * std::exp(part(c).shift[lane] - top);
         }
         // all items taken out: as far down as a number goes
         lse[lane] = total == 0.0f ? kOut : top + std::log(total);
@@ -143,14 +86,6 @@ inline void lanes_of(const float* factors, int64_t rows, int64_t top, float beyo
     }
 }
 
-// Rows of `in`, each times its factor.
-inline void scale_rows(const float* in, const float* factor, int64_t padded, float* out) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-        const float by = factor[lane];
-        for (int64_t d = 0; d < padded; ++d) out[lane * padded + d] = in[lane * padded + d] * by;
-    }
-}
-
 // ---- gradients -----------------------------------------------------------------------------------
 
 struct Gradients {
@@ -161,33 +96,37 @@ struct Gradients {
     const float* pull;
 };
 
-// Adds a tile's share to the gradients of its items and their bias.  `rows` are the queries, scaled by
-// `factor`; `first_time` overwrites.
+// Adds tiles' shares to the gradients of their items and bias.  `queries` are scaled by `factor`, both
+// of as many panels as there are tiles; `first_time` overwrites.
+template <typename Tiles>
 struct ItemTile {
+    using Number = typename Tiles::Number;
     const Problem& problem;
     const Gradients& to;
     int64_t first, count, padded;
     float* rows;
-    int64_t stride;
 
     // `scratch` [kTile, padded] serves where a row of the gradient is no whole number of vectors
     ItemTile(const Problem& p, const Gradients& g, int64_t tile, float* scratch)
         : problem(p),
           to(g),
-          first(tile * kTile),
-          count(std::min(kTile, p.items.rows - first)),
+          first(tile * Tiles::kTile),
+          count(std::min(Tiles::kTile, p.items.rows - first)),
           padded(p.items.padded()) {
         const bool direct = p.items.width == padded;
         rows = direct && g.items != nullptr ? g.items + first * padded : scratch;
-        stride = padded;
     }
 
-    void add(const float* tile, const float* queries, const float* factor, bool first_time) const {
+    void add(const Number* tile, int64_t panel_stride, int64_t panels, const Number* queries,
+             const float* factor, bool first_time) const {
         if (to.items != nullptr) {
-            kernels().add_to_items(tile, count, queries, padded, rows, stride, first_time);
+            Tiles::add_to_items(tile, panel_stride, panels, count, queries, padded, rows,
+                                first_time);
         }
-        if (to.bias != nullptr) {
-            kernels().weighted_sums(tile, count, factor, to.bias + first, first_time);
+        if (to.bias == nullptr) return;
+        for (int64_t g = 0; g < panels; ++g) {
+            Tiles::weighted_sums(tile + g * panel_stride, count, factor + g * kLanes,
+                                 to.bias + first, first_time && g == 0);
         }
     }
 

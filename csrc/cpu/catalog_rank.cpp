@@ -18,12 +18,13 @@ struct Counts {
     std::vector<int32_t> greater, at_least;  // [slots, kLanes]
 };
 
-void rank(const Tensor& queries, const Tensor& items, const Tensor& targets,
-          const std::optional<Tensor>& bias, int64_t first_item,
-          const std::optional<Tensor>& seen_offsets, const std::optional<Tensor>& seen_ids,
-          const std::optional<Tensor>& seen_rows, std::optional<double> seen_score,
-          const Tensor& greater, const Tensor& equal) {
-    const Sweep sweep(queries, items, bias);
+template <typename Arithmetic>
+void rank_by(const Tensor& queries, const Tensor& items, const Tensor& targets,
+             const std::optional<Tensor>& bias, int64_t first_item,
+             const std::optional<Tensor>& seen_offsets, const std::optional<Tensor>& seen_ids,
+             const std::optional<Tensor>& seen_rows, std::optional<double> seen_score,
+             const Tensor& greater, const Tensor& equal) {
+    const Sweep<Arithmetic> sweep(queries, items, bias);
     const int64_t slots = targets.size(1), last_item = first_item + sweep.items.rows;
     const SeenRows seen(seen_offsets, seen_ids, seen_rows, first_item, last_item);
     const int64_t* wanted = numbers<int64_t>(targets);
@@ -37,8 +38,9 @@ void rank(const Tensor& queries, const Tensor& items, const Tensor& targets,
     const auto level = [&](int64_t b, int64_t slot) -> float& {
         return levels[(b / kLanes * slots + slot) * kLanes + b % kLanes];
     };
-    run_tasks(sweep.batch, [&] { return Buffer<float>(sweep.padded); },
-              [&](int64_t b, Buffer<float>& scratch) {
+    using Numbers = Buffer<typename Arithmetic::Number>;
+    run_tasks(sweep.batch, [&] { return Numbers(sweep.padded); },
+              [&](int64_t b, Numbers& scratch) {
         const bool wrong = seen.wrong(b);
         for (int64_t slot = 0; slot < slots; ++slot) {
             const int64_t place = b * slots + slot, target = wanted[place];
@@ -54,7 +56,7 @@ void rank(const Tensor& queries, const Tensor& items, const Tensor& targets,
 
     const int64_t size = slots * kLanes;
     Buffer<int32_t> found(sweep.chunks * sweep.panels * 2 * size);
-    sweep.run<Counts>(
+    sweep.template run<Counts>(
         seen, given,
         [&](int64_t, int64_t, Counts& own) {
             own.greater.assign(static_cast<size_t>(size), 0);
@@ -98,6 +100,16 @@ void rank(const Tensor& queries, const Tensor& items, const Tensor& targets,
             level_with[place] = not_less - more - itself;
         }
     }
+}
+
+void rank(const Tensor& queries, const Tensor& items, const Tensor& targets,
+          const std::optional<Tensor>& bias, int64_t first_item,
+          const std::optional<Tensor>& seen_offsets, const std::optional<Tensor>& seen_ids,
+          const std::optional<Tensor>& seen_rows, std::optional<double> seen_score,
+          const Tensor& greater, const Tensor& equal) {
+    const auto run = BFloat16::runs(Matrix(queries)) ? rank_by<BFloat16> : rank_by<Float32>;
+    run(queries, items, targets, bias, first_item, seen_offsets, seen_ids, seen_rows, seen_score,
+        greater, equal);
 }
 
 }  // namespace

@@ -52,11 +52,12 @@ struct Lists {
     }
 };
 
-void topk(const Tensor& queries, const Tensor& items, const std::optional<Tensor>& bias,
-          int64_t first_item, const std::optional<Tensor>& seen_offsets,
-          const std::optional<Tensor>& seen_ids, const std::optional<Tensor>& seen_rows,
-          const Tensor& scores, const Tensor& ids) {
-    const Sweep sweep(queries, items, bias);
+template <typename Arithmetic>
+void topk_by(const Tensor& queries, const Tensor& items, const std::optional<Tensor>& bias,
+             int64_t first_item, const std::optional<Tensor>& seen_offsets,
+             const std::optional<Tensor>& seen_ids, const std::optional<Tensor>& seen_rows,
+             const Tensor& scores, const Tensor& ids) {
+    const Sweep<Arithmetic> sweep(queries, items, bias);
     const SeenRows seen(seen_offsets, seen_ids, seen_rows, first_item,
                         first_item + sweep.items.rows);
     const int64_t columns = scores.size(1);
@@ -64,7 +65,7 @@ void topk(const Tensor& queries, const Tensor& items, const std::optional<Tensor
     const auto room = static_cast<size_t>(k + std::max<int64_t>(128, std::min<int64_t>(k, 4096)));
 
     std::vector<Keys> found(static_cast<size_t>(sweep.chunks * sweep.panels * kLanes));
-    sweep.run<Lists>(
+    sweep.template run<Lists>(
         seen, NAN,
         [&](int64_t, int64_t panel, Lists& own) { own.start(room, sweep.held(panel)); },
         [&](int64_t, int64_t, int64_t first, int64_t count, const float* tile, Lists& own) {
@@ -105,6 +106,14 @@ void topk(const Tensor& queries, const Tensor& items, const std::optional<Tensor
             which[b * columns + i] = any ? id_of(all[static_cast<size_t>(i)]) + first_item : -1;
         }
     });
+}
+
+void topk(const Tensor& queries, const Tensor& items, const std::optional<Tensor>& bias,
+          int64_t first_item, const std::optional<Tensor>& seen_offsets,
+          const std::optional<Tensor>& seen_ids, const std::optional<Tensor>& seen_rows,
+          const Tensor& scores, const Tensor& ids) {
+    const auto run = BFloat16::runs(Matrix(queries)) ? topk_by<BFloat16> : topk_by<Float32>;
+    run(queries, items, bias, first_item, seen_offsets, seen_ids, seen_rows, scores, ids);
 }
 
 }  // namespace

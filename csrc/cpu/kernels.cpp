@@ -12,13 +12,14 @@ extern const Kernels kPortable;
 #if defined(__x86_64__)
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
+extern const BFloat16Kernels kAvx512BFloat16;
 #endif
 
 namespace {
 
 // Best first.  The compiler's runtime also asks whether the operating system saves the registers.
 struct Versions {
-    const Kernels* list[3];
+    const Kernels* list[4];
     int count = 0;
     std::string names;
 
@@ -30,6 +31,12 @@ struct Versions {
                             __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512dq") &&
                             __builtin_cpu_supports("avx512vl");
+        if (avx512 && __builtin_cpu_supports("avx512bf16")) {
+            static Kernels with_pairs = kAvx512;
+            with_pairs.name = "avx512_bf16";
+            with_pairs.bfloat16 = &kAvx512BFloat16;
+            offer(with_pairs);
+        }
         if (avx512) offer(kAvx512);
         if (avx2) offer(kAvx2);
 #endif

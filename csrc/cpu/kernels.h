@@ -24,6 +24,44 @@ constexpr int kLanes = 64;  // queries of a tile
 constexpr int kChain = 64;  // the error of a chain grows with its length
 constexpr int kPad = 16;    // rows that vectors run along are padded to a multiple of this
 
+// Products of bfloat16 numbers, for processors that multiply pairs of them into float32 sums.
+//
+// A panel is [pairs, kLanes][2], pairs along the width, an odd width ended by a zero; items are rows
+// [stride] with at least 2 * pairs numbers.  A score is one chain over all pairs, in `dot` too.
+// Subnormal numbers count as zero.
+struct BFloat16Kernels {
+    // scores[i][lane] = panel[:, lane] . items[i] (+ bias[i]).
+    void (*score)(const uint16_t* panel, int64_t pairs, const uint16_t* items, int64_t stride,
+                  const float* bias, int64_t count, float* scores);
+
+    // The score of one pair, in the bits that `score` gives it (without the bias).
+    float (*dot)(const uint16_t* query, const uint16_t* item, int64_t pairs);
+
+    // With logits x = scale * score (+ bias): sums[lane] += sum_i exp(x - shift[lane]); `high` becomes
+    // at least the largest logit of each lane, NaN not regarded; tile[i][lane] = the exponential,
+    // rounded, unless `tile` is null.  Below -80 it is exactly 0.
+    void (*exponentials)(const uint16_t* panel, int64_t pairs, const uint16_t* items,
+                         int64_t stride, float scale, const float* bias, int64_t count,
+                         const float* shift, uint16_t* tile, float* sums, float* high);
+
+    // out[lane][:] += sum_i tile[i][lane] * items[i][:], over `padded` columns; scratch holds
+    // (count + 1) * (padded + kLanes) numbers.
+    void (*add_to_queries)(const uint16_t* tile, int64_t count, const uint16_t* items,
+                           int64_t stride, int64_t padded, uint16_t* scratch, float* out);
+
+    // rows [kLanes, padded], each times its factor and rounded: out [kLanes / 2, padded][2].
+    void (*scaled_pairs)(const uint16_t* rows, const float* factor, int64_t padded, uint16_t* out);
+
+    // out[i][:] (+)= sum over panels g and lanes of tile[g][i][lane] * queries[g][lane][:], tiles
+    // `panel_stride` apart, queries as scaled_pairs leaves them; out is [count, padded].
+    void (*add_to_items)(const uint16_t* tile, int64_t panel_stride, int64_t panels, int64_t count,
+                         const uint16_t* queries, int64_t padded, float* out, bool start_at_zero);
+
+    // out[i] (+)= sum_lane tile[i][lane] * weights[lane].
+    void (*weighted_sums)(const uint16_t* tile, int64_t count, const float* weights, float* out,
+                          bool start_at_zero);
+};
+
 struct Kernels {
     const char* name;
 
@@ -61,6 +99,9 @@ struct Kernels {
     // Narrower floats to float32.
     void (*from_bfloat16)(const uint16_t* in, int64_t count, float* out);
     void (*from_float16)(const uint16_t* in, int64_t count, float* out);
+
+    // Null where bfloat16 is widened to float32 instead.
+    const BFloat16Kernels* bfloat16;
 };
 
 // The best version this processor runs, or the one that was forced.

@@ -37,6 +37,7 @@ const Kernels kAvx2 = {
     avx2::above,
     avx2::from_bfloat16,
     avx2::from_float16,
+    nullptr,
 };
 
 }  // namespace seqrec::cpu

@@ -37,6 +37,7 @@ const Kernels kAvx512 = {
     avx512::above,
     avx512::from_bfloat16,
     avx512::from_float16,
+    nullptr,
 };
 
 }  // namespace seqrec::cpu

@@ -28,6 +28,7 @@ const Kernels kPortable = {
     portable::above,
     portable::from_bfloat16,
     portable::from_float16,
+    nullptr,
 };
 
 }  // namespace seqrec::cpu

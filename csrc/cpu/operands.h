@@ -113,6 +113,27 @@ struct Matrix {
         }
         std::fill(out + width, out + padded(), 0.0f);
     }
+
+    // The same of a bfloat16 matrix as it is.
+    const uint16_t* read_bfloat16(int64_t first, int64_t count, uint16_t* scratch,
+                                  int64_t& stride) const {
+        if (column_stride == 1 && width == padded()) {
+            stride = row_stride;
+            return static_cast<const uint16_t*>(data) + first * row_stride;
+        }
+        stride = padded();
+        for (int64_t i = 0; i < count; ++i) copy_bfloat16(first + i, scratch + i * stride);
+        return scratch;
+    }
+    void copy_bfloat16(int64_t row, uint16_t* out) const {
+        const uint16_t* in = static_cast<const uint16_t*>(data) + row * row_stride;
+        if (column_stride == 1) {
+            std::memcpy(out, in, static_cast<size_t>(width) * sizeof(uint16_t));
+        } else {
+            for (int64_t d = 0; d < width; ++d) out[d] = in[d * column_stride];
+        }
+        std::fill(out + width, out + padded(), uint16_t{0});
+    }
 };
 
 // kLanes queries from row `top` on, divided by `divisor`: as rows [kLanes, padded] and, transposed,

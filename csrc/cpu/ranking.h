@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "operands.h"
+#include "arithmetic.h"
 
 namespace seqrec::cpu {
 
@@ -118,11 +118,13 @@ class SeenPlaces {
 
 // All queries as panels, and how the catalogue is shared out.  Counts and keys do not depend on who
 // finds them, so here the cut may follow the number of threads.
+template <typename Arithmetic>
 struct Sweep {
+    using Number = typename Arithmetic::Number;
     Matrix queries, items;
     const float* bias;
     int64_t batch, panels, groups, tiles, chunks, padded;
-    Buffer<float> rows, turned;
+    Buffer<Number> rows, turned;
 
     Sweep(const Tensor& q, const Tensor& e, const std::optional<Tensor>& item_bias)
         : queries(q),
@@ -134,25 +136,27 @@ struct Sweep {
           tiles(divide_up(items.rows, kRankTile)),
           padded(queries.padded()),
           rows(panels * kLanes * padded),
-          turned(panels * kLanes * queries.width) {
+          turned(panels * Arithmetic::panel_size(queries.width)) {
         const int64_t threads = torch::stable::get_num_threads();
         const int64_t enough = threads == 1 ? 1 : divide_up(4 * threads, std::max<int64_t>(groups, 1));
         const int64_t countable = divide_up(items.rows, int64_t{1} << 30);  // by int32
         chunks = std::min(tiles, std::max(enough, countable));
         run_tasks(panels, [] { return 0; }, [&](int64_t panel, int) {
-            read_panel(queries, panel * kLanes, 1.0f, row(panel * kLanes), turned_panel(panel));
+            Arithmetic::read_panel(queries, panel * kLanes, row(panel * kLanes), turned_panel(panel));
         });
     }
 
-    float* row(int64_t b) const { return rows + b * padded; }
-    float* turned_panel(int64_t panel) const { return turned + panel * kLanes * queries.width; }
+    Number* row(int64_t b) const { return rows + b * padded; }
+    Number* turned_panel(int64_t panel) const {
+        return turned + panel * Arithmetic::panel_size(queries.width);
+    }
     int64_t held(int64_t panel) const { return std::min<int64_t>(kLanes, batch - panel * kLanes); }
 
     // The score of one pair, in the bits it has in a tile.
-    float score(int64_t b, int64_t item, float* scratch) const {
+    float score(int64_t b, int64_t item, Number* scratch) const {
         int64_t stride;
-        const float* row_of_item = items.read(item, 1, scratch, stride);
-        const float product = kernels().dot(row(b), 1, row_of_item, queries.width);
+        const Number* row_of_item = Arithmetic::read(items, item, 1, scratch, stride);
+        const float product = Arithmetic::dot(row(b), row_of_item, queries.width);
         return bias == nullptr ? product : product + bias[item];
     }
 
@@ -163,12 +167,13 @@ struct Sweep {
     void run(const SeenRows& seen, float seen_value, const Start& start, const Visit& visit,
              const Finish& finish) const {
         struct Scratch {
-            Buffer<float> scores, items;
+            Buffer<float> scores;
+            Buffer<Number> items;
             SeenPlaces seen[kRankPanels];
             State state[kRankPanels];
         };
         const auto scratch = [&] {
-            return Scratch{Buffer<float>(kRankTile * kLanes), Buffer<float>(kRankTile * padded),
+            return Scratch{Buffer<float>(kRankTile * kLanes), Buffer<Number>(kRankTile * padded),
                            {}, {}};
         };
         run_tasks(chunks * groups, scratch, [&](int64_t task, Scratch& own) {
@@ -184,11 +189,12 @@ struct Sweep {
                 const int64_t first = tile * kRankTile;
                 const int64_t length = std::min(kRankTile, items.rows - first);
                 int64_t stride;
-                const float* from = items.read(first, length, own.items.get(), stride);
+                const Number* from =
+                    Arithmetic::read(items, first, length, own.items.get(), stride);
                 for (int64_t p = 0; p < count; ++p) {
-                    kernels().score(turned_panel(first_panel + p), queries.width, from, stride,
-                                    bias == nullptr ? nullptr : bias + first, length,
-                                    own.scores.get(), nullptr);
+                    Arithmetic::score(turned_panel(first_panel + p), queries.width, from, stride,
+                                      bias == nullptr ? nullptr : bias + first, length,
+                                      own.scores.get());
                     own.seen[p].mark(tile, seen_value, own.scores.get());
                     visit(chunk, first_panel + p, first, length, own.scores.get(), own.state[p]);
                 }

@@ -1,4 +1,4 @@
-"""What every kernel test runs under: a fixed seed, poisoned memory, and tiny tiles on request."""
+"""What every kernel test runs under: a fixed seed and poisoned memory; tiny tiles and plans."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import torch
 
 from seqrec_kernels import backend
 from seqrec_kernels.ops.catalog_cross_entropy import blocked as cross_entropy
+from seqrec_kernels.ops.catalog_cross_entropy import native
 from seqrec_kernels.ops.catalog_rank import blocked as rank
 from seqrec_kernels.ops.catalog_topk import blocked as topk
 from seqrec_kernels.ops.contrast import ascend
 from seqrec_kernels.ops.contrast import blocked as contrast
+
+# bytes for the compiled loss: one row block at a time, several at a time, too little for one pass
+WORKSPACES = {"blocks": 2**18, "whole": 2**23, "recompute": 2**10}
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +86,10 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(contrast, "TILES", contrast.Tiles(floats=1, least_rows=3, most_rows=3))
     monkeypatch.setattr(ascend, "FLOATS", 40)
     return None
+
+
+@pytest.fixture(params=WORKSPACES)
+def plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Has the compiled loss run this plan, where what it needs fits."""
+    monkeypatch.setattr(native, "WORKSPACE", WORKSPACES[request.param])
+    return str(request.param)

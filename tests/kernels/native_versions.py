@@ -10,7 +10,7 @@ import torch
 from seqrec_kernels import backend, native
 
 # named without asking the library, so that a run without it shows what it skips
-NAMES = ("avx512", "avx2", "portable")
+NAMES = ("avx512_bf16", "avx512", "avx2", "portable")
 
 
 @pytest.fixture(params=NAMES, autouse=True)

@@ -4,6 +4,10 @@ Two plans, as in ``blocked.py``. *One pass* keeps the exponentials of a block of
 items and forms the gradients in the forward; it is for a mean or sum loss where that block fits the
 workspace, or where only the queries want a gradient and nothing has to be kept. *Recompute* is for
 everything else. The choice depends on shapes alone.
+
+bfloat16 is multiplied as it is where the processor multiplies pairs of it (AVX512-BF16), which
+rounds probabilities, and queries times their factors, once each before they enter the gradients'
+products; elsewhere, and float16 everywhere, it is read as float32. Sums are float32.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Exact ranks in C++ on the CPU; the arithmetic is in csrc/cpu/catalog_rank.cpp.
 
-Scores are single chains of multiply-adds, the same for every pair wherever it stands, so equal item
-rows score equal bits without any padding, and the counts do not depend on the number of threads.
+Scores are chains of multiply-adds, the same for every pair wherever it stands, so equal item rows
+score equal bits without any padding, and the counts do not depend on the number of threads. Where
+the processor multiplies pairs of bfloat16 (AVX512-BF16), bfloat16 scores are chains of pairs; their
+products are exact, sums are float32, and subnormal numbers count as zero.
 """
 
 from __future__ import annotations
