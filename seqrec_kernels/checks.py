@@ -148,9 +148,10 @@ def number(name: str, value: object) -> float:
     """A Python float that is not NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
         raise TypeError(f"{name} must be a float, not {type(value).__name__}")
-    if math.isnan(value):
+    x = float(value)
+    if x != x:  # math.isnan does not trace, once torch.compile has made a float symbolic
         raise ValueError(f"{name} is nan; it must be a number")
-    return float(value)
+    return x
 
 
 def positive(name: str, value: object) -> float:
@@ -169,7 +170,7 @@ def temperature(value: object) -> float:
 def within(name: str, value: object, low: float, high: float) -> float:
     """A finite Python float in ``[low, high]``."""
     x = number(name, value)
-    if not low <= x <= high or math.isinf(x):
+    if not low <= x <= high or abs(x) == math.inf:
         bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (
             high < math.inf
         )
@@ -189,8 +190,10 @@ def seed(value: object, queries: Tensor, beside: str = "queries") -> Tensor:
         return found
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"seed must be an int or a 0-d int64 tensor, not {type(value).__name__}")
-    signed = (int(value) + 2**63) % 2**64 - 2**63
-    return torch.full((), signed, dtype=torch.int64, device=queries.device)
+    seed = int(value)
+    if not -(2**63) <= seed < 2**63:  # a traced int never is, and does not meet this arithmetic
+        seed = (seed + 2**63) % 2**64 - 2**63
+    return torch.full((), seed, dtype=torch.int64, device=queries.device)
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:

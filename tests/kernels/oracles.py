@@ -61,7 +61,7 @@ def contrast(
     seed: int = 0,
     form: str = "official",
 ) -> Tensor:
-    """The contrastive losses through explicit mixed vectors ``[R, K, D]``; autograd does the rest."""
+    """The contrastive losses through explicit mixed vectors ``[R, K, D]``."""
     rows, count = anchors.shape[0], negatives.shape[0]
     paper = form == "paper"
 
