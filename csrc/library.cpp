@@ -32,6 +32,21 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
         "-> ()");
     m.def("select_keys(Tensor keys, int first_item, Tensor(a!) scores, Tensor(b!) ids) -> ()");
     m.def("cuda_build() -> str");
+    // the encoder's; the gradients of an attention's rows have the strides of those rows
+    m.def(
+        "attention_forward(Tensor queries, Tensor keys, Tensor values, Tensor offsets, int heads, "
+        "bool last, Tensor seed, int dropped, Tensor(a!) out, Tensor(b!) lse) -> ()");
+    m.def(
+        "attention_backward(Tensor grad, Tensor queries, Tensor keys, Tensor values, "
+        "Tensor offsets, int heads, bool last, Tensor seed, int dropped, Tensor lse, "
+        "Tensor(a!) d_queries, Tensor(b!) d_keys, Tensor(c!) d_values) -> ()");
+    m.def(
+        "norm_forward(Tensor x, Tensor h, Tensor weight, Tensor bias, float eps, bool after, "
+        "Tensor seed, int dropped, Tensor(a!) y, Tensor(b!) unit, Tensor(c!) rate) -> ()");
+    m.def(
+        "norm_backward(Tensor grad, Tensor weight, bool after, Tensor seed, int dropped, "
+        "Tensor unit, Tensor rate, Tensor(a!) d_x, Tensor(b!) d_h, Tensor(c!) d_weight, "
+        "Tensor(d!) d_bias) -> ()");
     m.def("force_kernels(str name) -> bool");
     m.def("available_kernels() -> str");
 }

@@ -64,10 +64,7 @@ class CausalSelfAttention(nn.Module):
 
         Keys and values are computed for all tokens, queries and outputs for the last ones.
         """
-        dim = x.shape[1]
-        weight, bias = self.input.weight, self.input.bias
-        queries = F.linear(layout.last(x), weight[:dim], bias[:dim])
-        pairs = F.linear(x, weight[dim:], bias[dim:])
+        queries, pairs = self.last_input(x, layout)
         blocks = [
             self._attend_last(*block, generator)
             for block in zip(
@@ -78,6 +75,13 @@ class CausalSelfAttention(nn.Module):
             )
         ]
         return self.output(layout.by_row(blocks))
+
+    def last_input(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """[N, D] -> queries [B, D] of the last tokens; keys and values [N, 2 D] of all."""
+        dim = x.shape[1]
+        weight, bias = self.input.weight, self.input.bias
+        queries = F.linear(layout.last(x), weight[:dim], bias[:dim])
+        return queries, F.linear(x, weight[dim:], bias[dim:])
 
     def _attend_last(
         self, q: Tensor, pairs: Tensor, padding: Tensor, generator: torch.Generator | None

@@ -7,7 +7,8 @@ kernels are worth more than few slots, so there it is one rectangle as wide as t
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,20 +16,43 @@ from torch import Tensor
 from seqrec.data.store import JaggedBatch
 
 
+class _Plan(NamedTuple):
+    """The rectangles of a batch; everything but the shapes is int64 on the device."""
+
+    shapes: list[tuple[int, int]]  # (rows, width) of each
+    gather: Tensor  # the token in every slot
+    places: Tensor  # the slot of every token
+    order: Tensor  # rows in the order of the rectangles,
+    back: Tensor  # where each row is among them,
+    counts: Tensor  # and their lengths
+
+
 class Layout:
     """Where the tokens of a jagged batch stand in its rectangles, and back.
 
-    All sizes come from the batch's host copy of its lengths: building a layout never waits for the
-    device.
+    All sizes come from the batch's host copy of its lengths: laying a batch out never waits for the
+    device.  It happens when the first rectangle is asked for.
+
+    Attributes:
+        batch: what is laid out.
     """
 
     def __init__(self, batch: JaggedBatch) -> None:
-        lengths = batch.lengths
-        device = batch.items.device
+        self.batch = batch
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(rows, width) of each rectangle."""
+        return self._plan.shapes
+
+    @cached_property
+    def _plan(self) -> _Plan:
+        lengths, device = self.batch.lengths, self.batch.device
         starts = lengths.cumsum(0) - lengths
-        self.shapes: list[tuple[int, int]] = []
-        gathers: list[Tensor] = []
-        places = torch.empty(batch.items.shape[0], dtype=torch.int64)
+        none = torch.empty(0, dtype=torch.int64)
+        shapes: list[tuple[int, int]] = []
+        gathers = [none]
+        places = torch.empty(self.batch.items.shape[0], dtype=torch.int64)
         filled = 0
         groups = _groups(lengths, single=device.type != "cpu")
         for rows in groups:
@@ -41,47 +65,41 @@ class Layout:
             slot = filled + torch.arange(rows.numel() * width).view(-1, width)
             places[token[real]] = slot[real]
             gathers.append(token.flatten())
-            self.shapes.append((rows.numel(), width))
+            shapes.append((rows.numel(), width))
             filled += rows.numel() * width
-        none = torch.empty(0, dtype=torch.int64)
         order = torch.cat([none, *groups])
         back = torch.empty_like(order)
         back[order] = torch.arange(order.numel())
-        self._gather = torch.cat([none, *gathers]).to(device, non_blocking=True)
-        self._places = places.to(device, non_blocking=True)
-        # rows in the order of the rectangles, their lengths, and where each row is among them
-        self._order = order.to(device, non_blocking=True)
-        self._back = back.to(device, non_blocking=True)
-        self._counts = lengths[order].to(device, non_blocking=True)
-        self._last = batch.last()
+        tensors = (torch.cat(gathers), places, order, back, lengths[order])
+        return _Plan(shapes, *(tensor.to(device, non_blocking=True) for tensor in tensors))
 
     def rectangles(self, x: Tensor) -> list[Tensor]:
         """[N, C] tokens -> one [rows, width, C] block a rectangle."""
-        padded = _ToSlots.apply(x, self._gather, self._places)
+        padded = _ToSlots.apply(x, self._plan.gather, self._plan.places)
         sizes = [rows * width for rows, width in self.shapes]
         parts = padded.split(sizes)
         return [part.view(*shape, -1) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def tokens(self, blocks: list[Tensor]) -> Tensor:
         """The way back: blocks [rows, width, C] -> [N, C]; what stood in padded slots is gone."""
-        return _ToTokens.apply(torch.cat([b.flatten(0, 1) for b in blocks]), self._places)
+        return _ToTokens.apply(torch.cat([b.flatten(0, 1) for b in blocks]), self._plan.places)
 
     def last(self, x: Tensor) -> Tensor:
         """[N, C] tokens -> [B, C], the last of each row, in the batch's order."""
-        return _ToTokens.apply(x, self._last)
+        return _ToTokens.apply(x, self.batch.last())
 
     def by_rectangle(self, x: Tensor) -> list[Tensor]:
         """[B, C], one vector a row -> one [rows, C] block a rectangle."""
-        ordered = _ToSlots.apply(x, self._order, self._back)
+        ordered = _ToSlots.apply(x, self._plan.order, self._plan.back)
         return list(ordered.split([rows for rows, _ in self.shapes]))
 
     def by_row(self, blocks: list[Tensor]) -> Tensor:
         """The way back: blocks [rows, C] -> [B, C], in the batch's order."""
-        return _ToTokens.apply(torch.cat(blocks), self._back)
+        return _ToTokens.apply(torch.cat(blocks), self._plan.back)
 
     def padding(self) -> list[Tensor]:
         """One bool [rows, width] a rectangle: True where no token stands."""
-        counts = self._counts.split([rows for rows, _ in self.shapes])
+        counts = self._plan.counts.split([rows for rows, _ in self.shapes])
         return [
             torch.arange(width, device=count.device) >= count[:, None]
             for count, (_, width) in zip(counts, self.shapes, strict=True)

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from seqrec.config import EncoderConfig
 from seqrec.data.store import JaggedBatch
+from seqrec.encoders import fused
 from seqrec.encoders.base import Encoder, TransformerLayer
 from seqrec.encoders.layers import CausalSelfAttention, dropout
 from seqrec.encoders.layout import Layout
@@ -51,9 +52,11 @@ class PostNormSASRec(Encoder):
                 nn.init.zeros_(parameter)
 
     def _embed(self, batch: JaggedBatch, generator: torch.Generator | None) -> Tensor:
-        places = self.places.shape[0] - 1 - batch.places_from_end()
-        x = F.embedding(batch.items, self.table) + F.embedding(places, self.places)
-        return dropout(self.norm(x), self.dropout, generator)
+        x = F.embedding(batch.items, self.table)
+        places = F.embedding(self.places.shape[0] - 1 - batch.places_from_end(), self.places)
+        if fused.runs(x):
+            return fused.dropped_norm(x, places, self.norm, self.dropout, generator)
+        return dropout(self.norm(x + places), self.dropout, generator)
 
 
 class _Layer(TransformerLayer):
@@ -62,7 +65,7 @@ class _Layer(TransformerLayer):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.attention = CausalSelfAttention(config.dim, config.heads, config.dropout)
+        self.attention = _Attention(config.dim, config.heads, config.dropout)
         self.attention_norm = nn.LayerNorm(config.dim, eps=_EPS)
         self.first = nn.Linear(config.dim, 4 * config.dim)
         self.second = nn.Linear(4 * config.dim, config.dim)
@@ -78,7 +81,39 @@ class _Layer(TransformerLayer):
     def _behind_attention(
         self, x: Tensor, mixed: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        x = self.attention_norm(x + dropout(mixed, self.dropout, generator))
+        x = _residual_norm(x, mixed, self.attention_norm, self.dropout, generator)
         inner = self.second(F.gelu(self.first(x)))
-        normed: Tensor = self.feed_forward_norm(x + dropout(inner, self.dropout, generator))
-        return normed
+        return _residual_norm(x, inner, self.feed_forward_norm, self.dropout, generator)
+
+
+class _Attention(CausalSelfAttention):
+    """The same attention, fused where that runs."""
+
+    def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+        if not fused.runs(x, self.heads):
+            return super().forward(x, layout, generator)
+        mixed = fused.self_attention(
+            self.input(x), layout.batch.offsets, self.heads, self.dropout, generator
+        )
+        attended: Tensor = self.output(mixed)
+        return attended
+
+    def last(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+        if not fused.runs(x, self.heads):
+            return super().last(x, layout, generator)
+        queries, pairs = self.last_input(x, layout)
+        mixed = fused.last_attention(
+            queries, pairs, layout.batch.offsets, self.heads, self.dropout, generator
+        )
+        attended: Tensor = self.output(mixed)
+        return attended
+
+
+def _residual_norm(
+    x: Tensor, h: Tensor, norm: nn.LayerNorm, p: float, generator: torch.Generator | None
+) -> Tensor:
+    """``norm(x + dropout(h))``."""
+    if fused.runs(h):
+        return fused.residual_norm(x, h, norm, p, generator)
+    normed: Tensor = norm(x + dropout(h, p, generator))
+    return normed

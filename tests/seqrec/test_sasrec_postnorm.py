@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from seqrec.config import Config, load_config
 from seqrec.data.store import JaggedBatch, SequenceStore
-from seqrec.encoders import ENCODERS, build_encoder
+from seqrec.encoders import ENCODERS, build_encoder, fused
 from seqrec.encoders.base import Encoder
 from seqrec.encoders.layers import dropout
 from seqrec.methods import build
 from seqrec.methods.base import Step
 from seqrec.methods.sasrec import SASRecMethod
+from seqrec_kernels import native
 
 ITEMS, LENGTH, HEADS = 11, 8, 2
 RNG = np.random.default_rng(0)
@@ -30,21 +31,27 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def small(name: str = "sasrec-postnorm", rate: float = 0.0, **sets: object) -> Config:
+@pytest.fixture(params=[8, 32], ids=["torch", "fused"])
+def dim(request: pytest.FixtureRequest) -> int:
+    """A width that the C++ takes, and one that it does not."""
+    return int(request.param)
+
+
+def small(name: str = "sasrec-postnorm", rate: float = 0.0, dim: int = 8, **sets: object) -> Config:
     return config(
         encoder__name=name,
         encoder__dropout=rate,
         encoder__max_length=LENGTH,
-        encoder__dim=8,
+        encoder__dim=dim,
         encoder__heads=HEADS,
         encoder__extra_rows=2,
         **sets,
     )
 
 
-def made(name: str = "sasrec-postnorm", rate: float = 0.0) -> Encoder:
+def made(name: str = "sasrec-postnorm", rate: float = 0.0, dim: int = 8) -> Encoder:
     """Weights far from their initial values, so that no bias or norm is neutral."""
-    encoder = build_encoder(ITEMS, small(name, rate).encoder, generator(0))
+    encoder = build_encoder(ITEMS, small(name, rate, dim).encoder, generator(0))
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator(1)))
@@ -111,8 +118,15 @@ def assert_gradients(encoder: Encoder, wanted: dict[str, Tensor]) -> None:
         torch.testing.assert_close(mine.double(), expected, rtol=0, atol=1e-5 * scale, msg=name)
 
 
-def test_outputs_and_all_gradients_are_the_published_ones() -> None:
-    encoder = made()
+def assert_same_moments(one: Tensor, other: Tensor) -> None:
+    for power in (1, 2):
+        mine, theirs = one**power, other**power
+        error = ((mine.var(0) + theirs.var(0)) / len(one)).sqrt()
+        assert ((mine.mean(0) - theirs.mean(0)).abs() < 5 * error + 1e-6).all()
+
+
+def test_outputs_and_all_gradients_are_the_published_ones(dim: int) -> None:
+    encoder = made(dim=dim)
     found = encoder(everything())
     plain = Published(encoder)
     wanted = torch.cat(plain.hidden(ROWS))
@@ -122,8 +136,8 @@ def test_outputs_and_all_gradients_are_the_published_ones() -> None:
     assert_gradients(encoder, plain.gradients((wanted * weight).sum()))
 
 
-def test_last_places_and_their_gradients_are_the_published_ones() -> None:
-    encoder = made()
+def test_last_places_and_their_gradients_are_the_published_ones(dim: int) -> None:
+    encoder = made(dim=dim)
     found = encoder.last(everything())
     plain = Published(encoder)
     wanted = torch.stack([states[-1] for states in plain.hidden(ROWS)])
@@ -133,9 +147,9 @@ def test_last_places_and_their_gradients_are_the_published_ones() -> None:
     assert_gradients(encoder, plain.gradients((wanted * weight).sum()))
 
 
-def test_a_training_step_has_the_gradients_of_the_dense_one() -> None:
+def test_a_training_step_has_the_gradients_of_the_dense_one(dim: int) -> None:
     """The extra rows are classes of the softmax: their only gradient, and they have one."""
-    method = build(small(method__rows="prefixes"), ITEMS)
+    method = build(small(dim=dim, method__rows="prefixes"), ITEMS)
     assert isinstance(method, SASRecMethod)
     pairs = [(row[:end], row[end]) for row in ROWS for end in range(1, len(row))]
     step = Step(0, 0, generator(0))
@@ -155,13 +169,13 @@ def test_extra_rows_are_never_recommended() -> None:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_last_is_forward_at_the_last_place(name: str) -> None:
-    encoder = made(name)
+def test_last_is_forward_at_the_last_place(name: str, dim: int) -> None:
+    encoder = made(name, dim=dim)
     for rows in (ROWS, ROWS[:1], [ROWS[3]], [[1]] * 5):
         batch = everything(rows)
         every = encoder(batch)
         torch.testing.assert_close(encoder.last(batch), every[batch.last()], rtol=1e-5, atol=1e-5)
-    weight = torch.randn(len(ROWS), 8, generator=generator(3))
+    weight = torch.randn(len(ROWS), dim, generator=generator(3))
     batch = everything()
     (encoder(batch)[batch.last()] * weight).sum().backward()
     wanted = {k: p.grad.double() for k, p in encoder.named_parameters() if p.grad is not None}
@@ -171,29 +185,39 @@ def test_last_is_forward_at_the_last_place(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_last_with_dropout_is_forward_on_average(name: str) -> None:
+def test_last_with_dropout_is_forward_on_average(name: str, dim: int) -> None:
     """Over many masks: the same first and second moments, and a seed decides the bits."""
-    encoder = made(name, rate=0.25)
+    encoder = made(name, rate=0.25, dim=dim)
     batch = everything()
     with torch.no_grad():
         assert torch.equal(encoder.last(batch, generator(4)), encoder.last(batch, generator(4)))
         source = generator(5)
-        one = torch.stack([encoder.last(batch, source) for _ in range(1500)])
-        other = torch.stack([encoder(batch, source)[batch.last()] for _ in range(1500)])
-    for power in (1, 2):
-        mine, theirs = one**power, other**power
-        error = ((mine.var(0) + theirs.var(0)) / 1500).sqrt()
-        assert ((mine.mean(0) - theirs.mean(0)).abs() < 5 * error + 1e-6).all()
+        one = torch.stack([encoder.last(batch, source) for _ in range(800)])
+        other = torch.stack([encoder(batch, source)[batch.last()] for _ in range(800)])
+    assert_same_moments(one, other)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_concatenated_batches_are_encoded_as_they_are_alone(name: str) -> None:
-    encoder = made(name)
+def test_concatenated_batches_are_encoded_as_they_are_alone(name: str, dim: int) -> None:
+    encoder = made(name, dim=dim)
     parts = [everything(ROWS[:3]), everything(ROWS[2:]), everything(ROWS[:3])]
     for encode in (encoder.forward, encoder.last):
         together = encode(JaggedBatch.concatenated(parts))
         alone = torch.cat([encode(part) for part in parts])
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_fused_or_not_dropout_has_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draws differ; mean and mean square of every output, over many of them, do not."""
+    encoder, batch, source = made(rate=0.25, dim=32), everything(), generator(5)
+    if not fused.runs(encoder.table, HEADS):
+        pytest.skip(str(native.missing()))
+    with torch.no_grad():
+        mine = torch.stack([encoder.last(batch, source) for _ in range(800)])
+        monkeypatch.setattr(fused, "runs", lambda x, heads=1: False)
+        theirs = torch.stack([encoder.last(batch, source) for _ in range(800)])
+    assert mine.var(0).min() > 1e-4
+    assert_same_moments(mine, theirs)
 
 
 def test_places_count_from_the_end() -> None:

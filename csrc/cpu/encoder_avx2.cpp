@@ -1,0 +1,42 @@
+// The encoder's kernels with AVX2.
+
+#include "encoder.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "float16.h"
+#include "target.h"
+
+SEQREC_BEGIN_TARGET("avx2,fma,f16c")
+
+namespace seqrec::cpu {
+namespace encoder_avx2 {
+
+#include "vec_avx2.h"
+
+typedef uint64_t Wide __attribute__((vector_size(32)));
+static inline Wide low_product(Wide a, Wide b) {
+    return reinterpret_cast<Wide>(
+        _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+
+#include "encoder_body.h"
+
+}  // namespace encoder_avx2
+
+extern const EncoderKernels kEncoderAvx2;
+const EncoderKernels kEncoderAvx2 = {
+    "avx2",
+    encoder_avx2::attend,
+    encoder_avx2::attend_backward,
+    encoder_avx2::norm,
+    encoder_avx2::norm_backward,
+};
+
+}  // namespace seqrec::cpu
+
+SEQREC_END_TARGET
+
+#endif

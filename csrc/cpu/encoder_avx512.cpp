@@ -1,0 +1,42 @@
+// The encoder's kernels with AVX-512.
+
+#include "encoder.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "float16.h"
+#include "target.h"
+
+SEQREC_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
+
+namespace seqrec::cpu {
+namespace encoder_avx512 {
+
+#include "vec_avx512.h"
+
+typedef uint64_t Wide __attribute__((vector_size(64)));
+static inline Wide low_product(Wide a, Wide b) {
+    return reinterpret_cast<Wide>(
+        _mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
+
+#include "encoder_body.h"
+
+}  // namespace encoder_avx512
+
+extern const EncoderKernels kEncoderAvx512;
+const EncoderKernels kEncoderAvx512 = {
+    "avx512",
+    encoder_avx512::attend,
+    encoder_avx512::attend_backward,
+    encoder_avx512::norm,
+    encoder_avx512::norm_backward,
+};
+
+}  // namespace seqrec::cpu
+
+SEQREC_END_TARGET
+
+#endif

@@ -1,0 +1,27 @@
+// The encoder's kernels for every processor.
+
+#include "encoder.h"
+#include "float16.h"
+
+namespace seqrec::cpu {
+namespace encoder_portable {
+
+#include "vec_portable.h"
+
+typedef uint64_t Wide __attribute__((vector_size(16)));
+static inline Wide low_product(Wide a, Wide b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
+
+#include "encoder_body.h"
+
+}  // namespace encoder_portable
+
+extern const EncoderKernels kEncoderPortable;
+const EncoderKernels kEncoderPortable = {
+    "portable",
+    encoder_portable::attend,
+    encoder_portable::attend_backward,
+    encoder_portable::norm,
+    encoder_portable::norm_backward,
+};
+
+}  // namespace seqrec::cpu

@@ -1,0 +1,190 @@
+"""What a Transformer layer does beside its matrix products, in C++ (csrc/cpu/encoder*.cpp).
+
+Attention over each sequence of a jagged batch, and the norm of a residual sum with its dropout.
+On a CPU these pieces are bound by memory and by the number of small operators, not by arithmetic;
+here each is one pass.  Dropout draws 16 bits a number from Philox4x32-10, keyed by a seed from the
+step's generator and counted by place: nothing is stored, and the backward draws them again.
+
+Where this does not run (:func:`runs`), the layers compute the same functions in torch, with other
+draws.  Both directions are sums in a fixed order, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqrec_kernels import native
+
+
+def runs(x: Tensor, heads: int = 1) -> bool:
+    """Whether the C++ takes rows like `x` [N, D], cut into `heads`."""
+    return (
+        native.unsupported(x, x) is None
+        and x.dtype == torch.float32
+        and x.shape[1] % (16 * heads) == 0
+    )
+
+
+def self_attention(
+    qkv: Tensor, offsets: Tensor, heads: int, p: float, generator: torch.Generator | None
+) -> Tensor:
+    """Causal attention of every token: [N, 3 D], queries, keys and values side by side -> [N, D].
+
+    Args:
+        qkv: float32, rows as in :func:`runs`.
+        offsets: int64 [B + 1]; sequence b is the rows offsets[b] to offsets[b + 1].
+        heads: number of heads, each with D / heads numbers.
+        p: probability with which an attention weight is dropped, rounded to a multiple of 2^-16.
+        generator: seeds the draws; None: nothing is dropped.
+    """
+    found: Tensor = _Attention.apply(None, qkv, offsets, heads, *_draws(p, generator))
+    return found
+
+
+def last_attention(
+    queries: Tensor,
+    pairs: Tensor,
+    offsets: Tensor,
+    heads: int,
+    p: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Attention of one query a sequence to all of it: [B, D] and keys, values [N, 2 D] -> [B, D].
+
+    Arguments as in :func:`self_attention`.
+    """
+    found: Tensor = _Attention.apply(queries, pairs, offsets, heads, *_draws(p, generator))
+    return found
+
+
+def residual_norm(
+    x: Tensor, h: Tensor, norm: nn.LayerNorm, p: float, generator: torch.Generator | None
+) -> Tensor:
+    """``norm(x + dropout(h))``, all [N, D]."""
+    found: Tensor = _ResidualNorm.apply(
+        x, h, norm.weight, norm.bias, norm.eps, False, *_draws(p, generator)
+    )
+    return found
+
+
+def dropped_norm(
+    x: Tensor, h: Tensor, norm: nn.LayerNorm, p: float, generator: torch.Generator | None
+) -> Tensor:
+    """``dropout(norm(x + h))``, all [N, D]."""
+    found: Tensor = _ResidualNorm.apply(
+        x, h, norm.weight, norm.bias, norm.eps, True, *_draws(p, generator)
+    )
+    return found
+
+
+def _draws(p: float, generator: torch.Generator | None) -> tuple[Tensor, int]:
+    """A seed, 0-d int64, and how many of 65536 are dropped."""
+    seed = torch.zeros((), dtype=torch.int64)
+    if generator is None:
+        return seed, 0
+    return seed.random_(-(2**63), None, generator=generator), min(round(p * 65536), 65535)
+
+
+class _Attention(torch.autograd.Function):
+    """`packed` is [queries, keys, values] side by side, or without queries where they are given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor | None,
+        packed: Tensor,
+        offsets: Tensor,
+        heads: int,
+        seed: Tensor,
+        dropped: int,
+    ) -> Tensor:
+        last = queries is not None
+        packed = packed.contiguous()
+        if queries is not None:
+            queries = queries.contiguous()
+        q, k, v = _parts(queries, packed)
+        out = packed.new_empty(q.shape)
+        lse = packed.new_empty(q.shape[0], heads)
+        torch.ops.seqrec_native.attention_forward(
+            q, k, v, offsets, heads, last, seed, dropped, out, lse
+        )
+        ctx.save_for_backward(queries, packed, offsets, seed, lse)
+        ctx.heads, ctx.dropped = heads, dropped
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        queries, packed, offsets, seed, lse = ctx.saved_tensors
+        last = queries is not None
+        d_queries = None if queries is None else torch.empty_like(queries)
+        d_packed = torch.empty_like(packed)
+        torch.ops.seqrec_native.attention_backward(
+            grad.contiguous(),
+            *_parts(queries, packed),
+            offsets,
+            ctx.heads,
+            last,
+            seed,
+            ctx.dropped,
+            lse,
+            *_parts(d_queries, d_packed),
+        )
+        return d_queries, d_packed, None, None, None, None
+
+
+def _parts(queries: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if queries is None:
+        q, k, v = packed.chunk(3, 1)
+        return q, k, v
+    k, v = packed.chunk(2, 1)
+    return queries, k, v
+
+
+class _ResidualNorm(torch.autograd.Function):
+    """``norm(x + dropout(h))``, or with `after` ``dropout(norm(x + h))``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        after: bool,
+        seed: Tensor,
+        dropped: int,
+    ) -> Tensor:
+        x, h = x.contiguous(), h.contiguous()
+        y, unit, rate = torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[0])
+        torch.ops.seqrec_native.norm_forward(
+            x, h, weight, bias, eps, after, seed, dropped, y, unit, rate
+        )
+        ctx.save_for_backward(weight, seed, unit, rate)
+        ctx.after, ctx.dropped = after, dropped
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, seed, unit, rate = ctx.saved_tensors
+        d_x = torch.empty_like(unit)
+        # without a mask between them both terms of the sum have one gradient
+        d_h = torch.empty_like(unit) if ctx.dropped and not ctx.after else d_x
+        d_weight, d_bias = torch.empty_like(weight), torch.empty_like(weight)
+        torch.ops.seqrec_native.norm_backward(
+            grad.contiguous(),
+            weight,
+            ctx.after,
+            seed,
+            ctx.dropped,
+            unit,
+            rate,
+            d_x,
+            d_h,
+            d_weight,
+            d_bias,
+        )
+        return d_x, d_h, d_weight, d_bias, None, None, None, None

@@ -1,0 +1,207 @@
+"""The encoder's C++ against dense float64 torch, with the masks drawn from their definition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqrec.encoders import fused
+from seqrec_kernels import native, philox
+
+pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+
+STREAM_DROPOUT = 3
+BATCHES = {
+    "one token": [1],
+    "ragged": [3, 1, 18, 5, 4, 64, 7, 2, 33, 16, 17, 1],
+    "all one": [1] * 70,
+    "empty ones too": [0, 5, 0, 0, 9, 0],
+    "long": [200, 3],
+    "none": [],
+}
+
+
+@pytest.fixture(params=native.versions() if native.missing() is None else [])
+def version(request: pytest.FixtureRequest) -> Iterator[str]:
+    with native.version(request.param):
+        yield request.param
+
+
+def generator(seed: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def factors(rows: int, columns: int, p: float, source: torch.Generator) -> Tensor:
+    """[rows, columns] of 0 and 1 / (share kept), by the words of Philox."""
+    seed, dropped = fused._draws(p, source)
+    c = torch.arange(columns)
+    words = torch.stack(
+        philox.words(seed, STREAM_DROPOUT, torch.arange(rows)[:, None], c // 64 * 8 + c % 8)
+    )
+    word = words.gather(0, (c // 8 % 4).expand(1, rows, columns))[0]
+    bits = (word >> (16 * (c // 32 % 2))) & 0xFFFF
+    return (bits >= dropped).double() * (65536 / (65536 - dropped))
+
+
+def offsets_of(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int, last: bool, kept: Tensor
+) -> Tensor:
+    """Row by row in float64; `kept` [queries * heads, longest]."""
+    out = []
+    starts = offsets_of(lengths).tolist()
+    for b, length in enumerate(lengths):
+        mine = slice(starts[b], starts[b] + length)
+        ends = [length] if last else range(1, length + 1)
+        for i, end in enumerate(ends):
+            row = b if last else starts[b] + i
+            parts = []
+            for h, query in enumerate(q[row].chunk(heads)):
+                keys = k[mine].chunk(heads, 1)[h][:end]
+                values = v[mine].chunk(heads, 1)[h][:end]
+                weights = (keys @ query / math.sqrt(len(query))).softmax(0)
+                parts.append((weights * kept[row * heads + h, :end]) @ values)
+            out.append(torch.cat(parts))
+    return torch.stack(out) if out else q[:0]
+
+
+def assert_close(mine: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(mine.double(), wanted.double(), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
+def test_self_attention(lengths: list[int], p: float, version: str) -> None:
+    for heads, size in ((2, 32), (1, 16), (3, 48)):
+        n, dim = sum(lengths), heads * size
+        qkv = torch.randn(n, 3 * dim, generator=generator(1)).requires_grad_()
+        found = fused.self_attention(qkv, offsets_of(lengths), heads, p, generator())
+        kept = factors(n * heads, max(lengths, default=0), p, generator())
+        q, k, v = qkv.double().chunk(3, 1)
+        wanted = dense_attention(q, k, v, lengths, heads, False, kept)
+        assert_close(found, wanted)
+        grad = torch.randn(n, dim, generator=generator(2))
+        (mine,) = torch.autograd.grad(found, qkv, grad)
+        if n:
+            assert_close(mine, *torch.autograd.grad(wanted, qkv, grad.double()))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("lengths", [x for x in BATCHES.values() if 0 not in x])
+def test_last_attention(lengths: list[int], p: float, version: str) -> None:
+    for heads, size in ((2, 32), (1, 16), (3, 48)):
+        n, rows, dim = sum(lengths), len(lengths), heads * size
+        queries = torch.randn(rows, dim, generator=generator(3)).requires_grad_()
+        pairs = torch.randn(n, 2 * dim, generator=generator(1)).requires_grad_()
+        found = fused.last_attention(queries, pairs, offsets_of(lengths), heads, p, generator())
+        kept = factors(rows * heads, max(lengths, default=0), p, generator())
+        k, v = pairs.double().chunk(2, 1)
+        wanted = dense_attention(queries.double(), k, v, lengths, heads, True, kept)
+        assert_close(found, wanted)
+        grad = torch.randn(rows, dim, generator=generator(2))
+        mine = torch.autograd.grad(found, [queries, pairs], grad)
+        if n:
+            expected = torch.autograd.grad(wanted, [queries, pairs], grad.double())
+            for one, other in zip(mine, expected, strict=True):
+                assert_close(one, other)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("shape", [(0, 16), (1, 16), (300, 64), (129, 80), (5, 192)])
+def test_norms_with_dropout(shape: tuple[int, int], p: float, version: str) -> None:
+    rows, width = shape
+    x, h, grad = torch.randn(3, rows, width, generator=generator(1)).unbind()
+    norm = nn.LayerNorm(width, eps=1e-12)
+    with torch.no_grad():
+        norm.weight.normal_(generator=generator(2))
+        norm.bias.normal_(generator=generator(3))
+    kept = factors(rows, width, p, generator())
+    inputs = [x.requires_grad_(), h.requires_grad_(), norm.weight, norm.bias]
+    for after, operator in ((False, fused.residual_norm), (True, fused.dropped_norm)):
+        found = operator(x, h, norm, p, generator())
+        z = x.double() + (h.double() if after else kept * h.double())
+        centred = z - z.mean(1, keepdim=True)
+        unit = centred / (centred.square().mean(1, keepdim=True) + 1e-12).sqrt()
+        wanted = unit * norm.weight.double() + norm.bias.double()
+        wanted = kept * wanted if after else wanted
+        assert_close(found, wanted)
+        expected = torch.autograd.grad(wanted, inputs, grad.double())
+        for mine, other in zip(torch.autograd.grad(found, inputs, grad), expected, strict=True):
+            scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
+            assert_close(mine / scale, other / scale)
+
+
+def test_extreme_scores_stay_finite(version: str) -> None:
+    """A weight whose score is far below the row's largest is 0, forward and backward."""
+    qkv = torch.zeros(40, 48)
+    qkv[:, 0], qkv[::3, 16], qkv[1::3, 16] = 20.0, 20.0, -20.0  # scores of 100, 0 and -100
+    qkv[:, 32:] = torch.randn(40, 16, generator=generator(1))
+    qkv.requires_grad_()
+    found = fused.self_attention(qkv, offsets_of([40]), 1, 0.0, None)
+    wanted = dense_attention(*qkv.double().chunk(3, 1), [40], 1, False, torch.ones(40, 40))
+    assert_close(found, wanted)
+    (mine,) = torch.autograd.grad(found.square().sum(), qkv)
+    (expected,) = torch.autograd.grad(wanted.square().sum(), qkv)
+    # weights carry the rounding of a score of 100, and each of it times a key of 20
+    rounding = 100 * 2.0**-24 * 20 * float(wanted.detach().abs().max()) ** 2
+    torch.testing.assert_close(mine.double(), expected.double(), rtol=2e-5, atol=rounding)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    lengths = torch.randint(1, 40, (300,), generator=generator(4)).tolist()
+    n = sum(lengths)
+    x, h = torch.randn(2, n, 64, generator=generator(1)).unbind()
+    qkv = torch.randn(n, 192, generator=generator(2)).requires_grad_()
+    norm = nn.LayerNorm(64)
+    x.requires_grad_()
+
+    def everything() -> list[Tensor]:
+        attended = fused.self_attention(qkv, offsets_of(lengths), 2, 0.5, generator())
+        normed = fused.residual_norm(x, h, norm, 0.5, generator())
+        inputs = [qkv, x, norm.weight, norm.bias]
+        total = (attended * h).sum() + (normed * h).sum()
+        return [attended, normed, *torch.autograd.grad(total, inputs)]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = everything()
+        torch.set_num_threads(3)
+        shared = everything()
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_strided_inputs_and_expanded_gradients() -> None:
+    lengths = [3, 5]
+    wide = torch.randn(96, 8, generator=generator(1))
+    qkv = wide.t().requires_grad_()
+    found = fused.self_attention(qkv, offsets_of(lengths), 2, 0.0, None)
+    dense = fused.self_attention(qkv.contiguous(), offsets_of(lengths), 2, 0.0, None)
+    assert torch.equal(found, dense)
+    (grad,) = torch.autograd.grad(found.sum(), qkv)
+    (other,) = torch.autograd.grad(dense, qkv, torch.ones(8, 32))
+    assert torch.equal(grad, other)
+    norm = nn.LayerNorm(8 * 2)
+    x, h = wide[:16, :].t(), wide[16:32, :].t()
+    assert torch.equal(
+        fused.residual_norm(x, h, norm, 0.0, None),
+        fused.residual_norm(x.contiguous(), h.contiguous(), norm, 0.0, None),
+    )
+
+
+def test_where_it_runs() -> None:
+    assert fused.runs(torch.zeros(0, 64), 2)
+    assert not fused.runs(torch.zeros(1, 48), 2)  # heads of 24
+    assert not fused.runs(torch.zeros(1, 8))
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        assert not fused.runs(torch.zeros(1, 64, dtype=dtype))
+    assert not fused.runs(torch.zeros(1, 64, device="meta"))
