@@ -12,8 +12,9 @@ import seqrec_kernels
 from seqrec_kernels import SeenItems
 
 PUBLIC = {
-    "Rank", "SeenItems", "TopK", "backend", "catalog_cross_entropy", "catalog_rank",
-    "catalog_topk", "nn", "rank_metrics",
+    "Rank", "SeenItems", "TopK", "ascend_noise", "backend", "catalog_cross_entropy",
+    "catalog_rank", "catalog_topk", "focal_info_nce", "hard_negative_info_nce", "info_nce", "nn",
+    "rank_metrics",
 }  # fmt: skip
 
 
@@ -42,6 +43,19 @@ def test_the_signatures_of_the_contract() -> None:
     )
     assert signature(seqrec_kernels.catalog_topk) == (
         "queries, items, k, *item_bias=None, *first_item=0, *seen=None"
+    )
+    contrast = "anchors, positives, negatives, *noise=None, *anchor_ids=None, *negative_ids=None, "
+    assert signature(seqrec_kernels.info_nce) == contrast + "*temperature=1.0, *reduction='mean'"
+    assert signature(seqrec_kernels.focal_info_nce) == (
+        contrast + "*temperature=1.0, *reduction='mean', *focal_scale, *margin=0.0"
+    )
+    assert signature(seqrec_kernels.hard_negative_info_nce) == (
+        contrast + "*temperature=1.0, *reduction='mean', *focal_scale=None, *margin=0.0, *mix=0.4, "
+        "*mix_weight=0.1, *seed=0, *form='official'"
+    )
+    assert signature(seqrec_kernels.ascend_noise) == (
+        "anchors, positives, negatives, noise, *anchor_ids=None, *negative_ids=None, "
+        "*temperature=1.0, *steps=4, *step_size=0.001"
     )
     assert signature(seqrec_kernels.rank_metrics) == "rank, ks=(5, 10, 20), ties='mean'"
     assert signature(seqrec_kernels.SeenItems) == "offsets, ids, rows=None"
