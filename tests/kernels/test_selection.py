@@ -1,15 +1,19 @@
 """The CUDA selection of the best k: on a GPU as it is, without one the same program on the CPU.
 
 ``csrc/common/select.h`` is what a thread block does. The CPU library runs it with one thread in the
-place of all, shared memory full of noise and the threads of each phase in another order; so what is
-shown here without a GPU is everything but the barriers, which compute-sanitizer's racecheck watches
-on one (``benchmarks/gpu_run.sh``).
+place of all, shared memory full of noise and the threads of each phase in another order. Here it is
+also run by as many threads as a block has, under gcc's thread sanitizer, which sees every barrier
+that is missing.
 """
 
 from __future__ import annotations
 
 import random
+import shutil
+import struct
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import oracles
@@ -74,7 +78,7 @@ def is_exact(ours: TopK, scores: Tensor, k: int, first: int, seen: list[set[int]
 
 def key(score: float, item: int) -> int:
     """The contract of a key, in whole numbers: its order is (score descending, item ascending)."""
-    bits = int(torch.tensor(score + 0.0).view(torch.int32)) & 0xFFFFFFFF
+    (bits,) = struct.unpack("<I", struct.pack("<f", score + 0.0))
     ordered = bits ^ 0xFFFFFFFF if bits >> 31 else bits | 1 << 31
     return ordered << 32 | (0xFFFFFFFF - item)
 
@@ -121,12 +125,12 @@ def rising(n: int) -> list[int]:
     return [key(i / 7 - 100, i) for i in range(n)]
 
 
-def one_thread(n: int) -> list[int]:
-    """All that is large belongs to a few threads, and most of it hides behind their first keys."""
-    return [key(float(i + (10**5 if i % THREADS < 20 else 0)), i) for i in range(n)]
+def some_threads(n: int) -> list[int]:
+    """All that is large belongs to some threads, and most of it hides behind their first keys."""
+    return [key(float(i + (10**5 if i % THREADS < 200 else 0)), i) for i in range(n)]
 
 
-@pytest.mark.parametrize("make", [spread, alike, close, rising, one_thread])
+@pytest.mark.parametrize("make", [spread, alike, close, rising, some_threads])
 @pytest.mark.parametrize("n", [1, 7, THREADS, THREADS + 1, ROOM, ROOM + 1, 9001])
 def test_the_largest_keys_in_order(device: str, n: int, make: Any) -> None:
     random.seed(n)
@@ -155,6 +159,25 @@ def test_k_is_checked_before_anything_is_written(device: str) -> None:
     keys, ids = torch.zeros(1, 4, dtype=torch.int64, device=device), torch.zeros(1, 0).long()
     with pytest.raises(RuntimeError):
         torch.ops.seqrec_native.select_keys(keys, 0, ids.float().to(device), ids.to(device))
+
+
+@pytest.mark.slow
+def test_no_barrier_is_missing(tmp_path: Path) -> None:
+    """256 threads of the operating system, and a sanitizer that knows what barriers order."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no g++ and no clang++")
+    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread"]
+    program = tmp_path / "select_threads"
+    empty = tmp_path / "empty.cpp"
+    empty.write_text("int main() { return 0; }\n")
+    able = subprocess.run([compiler, *flags, empty, "-o", program], capture_output=True)
+    if able.returncode or subprocess.run([program], capture_output=True).returncode:
+        pytest.skip("no thread sanitizer here")
+    source = Path(__file__).with_name("select_threads.cpp")
+    subprocess.run([compiler, *flags, source, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr[:3000]
 
 
 # ---- scores: what is a candidate -----------------------------------------------------------------

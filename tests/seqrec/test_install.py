@@ -184,6 +184,31 @@ def test_the_host_module_says_what_it_was_built_with(installed: list[str]) -> No
     assert info["flags"].startswith("-std=c++17")
 
 
+def test_doctor_tells_what_was_built_and_what_was_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from seqrec import doctor
+    from seqrec_kernels import native
+
+    host = ModuleType("seqrec_kernels._host")
+    told = dict.fromkeys(("compiler", "flags", "torch", "python", "pybind11"), "?")
+    monkeypatch.setitem(sys.modules, "seqrec_kernels._host", host)
+
+    def compiled(**info: str) -> str:
+        monkeypatch.setattr(host, "build_info", lambda: told | info, raising=False)
+        text = "\n".join(doctor.lines())
+        return text[text.index("\ncompiled") : text.index("\nto mend")]
+
+    built = {"parts": "host,cpu,cuda", "cuda": "8.0;9.0a by nvcc 13.0", "left_out": ""}
+    monkeypatch.setattr(native, "CUDA_MISSING", "this torch has none")
+    assert "CUDA for 8.0;9.0a by nvcc 13.0; not loaded: this torch has none\n" in compiled(**built)
+    monkeypatch.setattr(native, "CUDA_MISSING", None)
+    assert "CUDA for 8.0;9.0a by nvcc 13.0\n" in compiled(**built)
+    without = {"parts": "host,cpu", "cuda": "", "left_out": "without its part 'cuda': no nvcc"}
+    assert "\n              without its part 'cuda': no nvcc\n" in compiled(**without)
+    assert "CUDA" not in compiled(parts="host")  # as built by an earlier version
+
+
 def test_the_library_loads(installed: list[str]) -> None:
     """A part that fails to compile is left out in silence; not where tests run."""
     import torch
