@@ -32,6 +32,13 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
         "-> ()");
     m.def("select_keys(Tensor keys, int first_item, Tensor(a!) scores, Tensor(b!) ids) -> ()");
     m.def("cuda_build() -> str");
+    m.def(
+        "contrast(Tensor anchors, Tensor positives, Tensor negatives, Tensor? noise, "
+        "Tensor? anchor_ids, Tensor? negative_ids, Tensor seed, float temperature, "
+        "float? focal_scale, float margin, float mix_low, float mix_high, float mix_weight, "
+        "bool paper, Tensor? upstream, int workspace, Tensor(a!)? losses, Tensor(b!)? state, "
+        "Tensor(c!)? d_anchors, Tensor(d!)? d_positives, Tensor(e!)? d_negatives, "
+        "Tensor(f!)? d_noise) -> ()");
     // the encoder's; the gradients of an attention's rows have the strides of those rows
     m.def(
         "attention_forward(Tensor queries, Tensor keys, Tensor values, Tensor offsets, int heads, "

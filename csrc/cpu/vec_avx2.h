@@ -17,10 +17,38 @@ static inline Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 static inline Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
 static inline Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
 static inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+static inline Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
 static inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 // The greater one; b where either is NaN.
 static inline Vec greater_or_second(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+
+static inline Vec divide(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+static inline Vec absolute(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+
+// a with its sign replaced by b's.
+static inline Vec with_sign_of(Vec a, Vec b) {
+    return {_mm256_or_ps(absolute(a).v, _mm256_and_ps(b.v, _mm256_set1_ps(-0.0f)))};
+}
+
+static inline Vec reciprocal_root(Vec a) {
+    return {_mm256_div_ps(_mm256_set1_ps(1.0f), _mm256_sqrt_ps(a.v))};
+}
+
+// The lanes, as bits, whose ids equal `id`; and a in the lanes of `bits`, b in the others.
+static inline uint64_t equal_bits(const int64_t* ids, int64_t id) {
+    const __m256i one = _mm256_set1_epi64x(id);
+    const __m256i* at = reinterpret_cast<const __m256i*>(ids);
+    const __m256i low = _mm256_cmpeq_epi64(_mm256_loadu_si256(at), one);
+    const __m256i high = _mm256_cmpeq_epi64(_mm256_loadu_si256(at + 1), one);
+    return static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(low)) |
+                                 _mm256_movemask_pd(_mm256_castsi256_pd(high)) << 4);
+}
+static inline Vec choose_bits(uint64_t bits, Vec a, Vec b) {
+    const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), place);
+    return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, place)))};
+}
 
 // a, and 0 where x < low (not where x is NaN).
 static inline Vec zero_where_below(Vec x, Vec low, Vec a) {

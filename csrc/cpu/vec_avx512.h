@@ -17,10 +17,37 @@ static inline Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 static inline Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 static inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
 static inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 // The greater one; b where either is NaN.
 static inline Vec greater_or_second(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+
+static inline Vec divide(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline Vec absolute(Vec a) { return {_mm512_abs_ps(a.v)}; }
+
+// a with its sign replaced by b's.
+static inline Vec with_sign_of(Vec a, Vec b) {
+    return {_mm512_or_ps(_mm512_abs_ps(a.v), _mm512_and_ps(b.v, _mm512_set1_ps(-0.0f)))};
+}
+
+// 1 / sqrt(a) to about one unit in the last place: 14 bits, then a step of Newton's.
+static inline Vec reciprocal_root(Vec a) {
+    const __m512 x = _mm512_rsqrt14_ps(a.v);
+    const __m512 error = _mm512_fnmadd_ps(_mm512_mul_ps(a.v, x), x, _mm512_set1_ps(1.0f));
+    return {_mm512_fmadd_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.5f)), error, x)};
+}
+
+// The lanes, as bits, whose ids equal `id`; and a in the lanes of `bits`, b in the others.
+static inline uint64_t equal_bits(const int64_t* ids, int64_t id) {
+    const __m512i one = _mm512_set1_epi64(id);
+    const unsigned low = _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(ids), one);
+    const unsigned high = _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(ids + 8), one);
+    return low | high << 8;
+}
+static inline Vec choose_bits(uint64_t bits, Vec a, Vec b) {
+    return {_mm512_mask_blend_ps(static_cast<__mmask16>(bits), b.v, a.v)};
+}
 
 // a, and 0 where x < low (not where x is NaN).
 static inline Vec zero_where_below(Vec x, Vec low, Vec a) {

@@ -26,6 +26,7 @@ static inline Vec mul(Vec a, Vec b) { return {a.v * b.v}; }
 
 // Two roundings, in both forms: their bits must agree.
 static inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+static inline Vec fnma(Vec a, Vec b, Vec c) { return {c.v - a.v * b.v}; }
 static inline float fma(float a, float b, float c) { return a * b + c; }
 
 static inline Vec choose(Ints where, Vec a, Vec b) {
@@ -40,6 +41,29 @@ static inline Vec choose(Ints where, Vec a, Vec b) {
 
 // The greater one; b where either is NaN.
 static inline Vec greater_or_second(Vec a, Vec b) { return choose(a.v > b.v, a, b); }
+
+static inline Vec divide(Vec a, Vec b) { return {a.v / b.v}; }
+
+// a with its sign replaced by b's.
+static inline Vec with_sign_of(Vec a, Vec b) {
+    return choose(Ints{} + INT32_MIN, b, a);
+}
+static inline Vec absolute(Vec a) { return with_sign_of(a, all(0.0f)); }
+
+static inline Vec reciprocal_root(Vec a) {
+    return {Floats{1.0f / __builtin_sqrtf(a.v[0]), 1.0f / __builtin_sqrtf(a.v[1]),
+                   1.0f / __builtin_sqrtf(a.v[2]), 1.0f / __builtin_sqrtf(a.v[3])}};
+}
+
+// The lanes, as bits, whose ids equal `id`; and a in the lanes of `bits`, b in the others.
+static inline uint64_t equal_bits(const int64_t* ids, int64_t id) {
+    return (ids[0] == id) | (ids[1] == id) << 1 | (ids[2] == id) << 2 | (ids[3] == id) << 3;
+}
+static inline Vec choose_bits(uint64_t bits, Vec a, Vec b) {
+    const Ints place = {1, 2, 4, 8};
+    const Ints set = (Ints{} + static_cast<int32_t>(bits)) & place;
+    return choose(set == place, a, b);
+}
 
 // a, and 0 where x < low (not where x is NaN).
 static inline Vec zero_where_below(Vec x, Vec low, Vec a) {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seqrec_kernels import checks
 from seqrec_kernels.backend import anywhere, choose, not_float64, register
-from seqrec_kernels.ops.contrast import ascend, autograd, blocked, reference
+from seqrec_kernels.ops.contrast import ascend, autograd, blocked, native, reference
 from seqrec_kernels.ops.contrast.ascend import Ascent
 from seqrec_kernels.ops.contrast.problem import Problem
 from seqrec_kernels.ops.registration import schema
@@ -23,6 +23,7 @@ FORMS = ("official", "paper")
 register(
     "contrast",
     {
+        "native": native.unsupported,
         "blocked": blocked.unsupported,
         "reference": reference.unsupported,
     },

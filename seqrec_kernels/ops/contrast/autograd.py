@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seqrec_kernels.ops.contrast import blocked
+from seqrec_kernels.ops.contrast import blocked, native
 from seqrec_kernels.ops.contrast.problem import Problem
 from seqrec_kernels.ops.registration import RegisteredLoss
 
@@ -12,5 +12,5 @@ contrast = RegisteredLoss(
     "contrast",
     Problem,
     wanted=("anchors", "positives", "negatives", "noise"),
-    implementations={"blocked": blocked},
+    implementations={"native": native, "blocked": blocked},
 )
