@@ -52,8 +52,11 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
         "Tensor seed, int dropped, Tensor(a!) y, Tensor(b!) unit, Tensor(c!) rate) -> ()");
     m.def(
         "norm_backward(Tensor grad, Tensor weight, bool after, Tensor seed, int dropped, "
-        "Tensor unit, Tensor rate, Tensor(a!) d_x, Tensor(b!) d_h, Tensor(c!) d_weight, "
-        "Tensor(d!) d_bias) -> ()");
+        "Tensor unit, Tensor rate, Tensor(a!) d_x, Tensor(b!) d_h, Tensor(c!) d_scales) -> ()");
+    m.def("gelu_forward(Tensor h, Tensor bias, Tensor(a!) y) -> ()");
+    m.def(
+        "gelu_backward(Tensor grad, Tensor h, Tensor bias, Tensor(a!) d_h, Tensor(b!) d_bias) -> "
+        "()");
     m.def("force_kernels(str name) -> bool");
     m.def("available_kernels() -> str");
 }

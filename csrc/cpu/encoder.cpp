@@ -1,4 +1,4 @@
-// Attention on jagged batches, and the norm of a residual sum: what is computed is in encoder.h.
+// Attention on jagged batches, residual norm and activation: what is computed is in encoder.h.
 
 #include "encoder.h"
 
@@ -18,8 +18,9 @@ extern const EncoderKernels kEncoderAvx512;
 
 const EncoderKernels& encoder_kernels() {
 #if defined(__x86_64__)
+    // "avx512" also serves what adds to it for other operators, as "avx512_bf16" does
     for (const EncoderKernels* one : {&kEncoderAvx2, &kEncoderAvx512}) {
-        if (std::strcmp(one->name, kernels().name) == 0) return *one;
+        if (std::strncmp(one->name, kernels().name, std::strlen(one->name)) == 0) return *one;
     }
 #endif
     return kEncoderPortable;
@@ -28,7 +29,7 @@ const EncoderKernels& encoder_kernels() {
 namespace {
 
 constexpr int64_t kTokens = 64;  // of a task: sequences that start among them
-constexpr int64_t kNormRows = 128;
+constexpr int64_t kRows = 128;  // of a task, where rows do not depend on each other
 
 Dropout dropout(const Tensor& seed, int64_t dropped) {
     uint64_t key;
@@ -100,6 +101,24 @@ void attention_backward(const Tensor& grad, const Tensor& queries, const Tensor&
     });
 }
 
+// Calls work(begin, end, scratch, sums) for blocks of rows.  `sums` [of_each] are the block's own,
+// zero at first; `totals` (or null) becomes their sum over the blocks, in their order.
+template <typename Work>
+void for_each_block(int64_t rows, int64_t width, int64_t of_each, float* totals, const Work& work) {
+    const int64_t tasks = divide_up(rows, kRows);
+    Buffer<float> sums(tasks * of_each);
+    std::fill(sums.get(), sums + tasks * of_each, 0.0f);
+    run_tasks(tasks, [&] { return Buffer<float>(divide_up(width, 64) * 64); },
+              [&](int64_t task, Buffer<float>& scratch) {
+        work(task * kRows, std::min((task + 1) * kRows, rows), scratch.get(),
+             sums + task * of_each);
+    });
+    std::fill(totals, totals + of_each, 0.0f);
+    for (int64_t task = 0; task < tasks; ++task) {
+        for (int64_t c = 0; c < of_each; ++c) totals[c] += sums[task * of_each + c];
+    }
+}
+
 ResidualNorm residual_norm(const Tensor& weight, double eps, bool after, const Tensor& seed,
                            int64_t dropped, const Tensor& unit, const Tensor& rate) {
     ResidualNorm a{};
@@ -121,45 +140,55 @@ void norm_forward(const Tensor& x, const Tensor& h, const Tensor& weight, const 
     a.h = numbers<float>(h);
     a.bias = numbers<float>(bias);
     a.y = written<float>(y);
-    const int64_t rows = x.size(0);
-    run_tasks(divide_up(rows, kNormRows), [&] { return Buffer<float>(divide_up(a.width, 64) * 64); },
-              [&](int64_t task, Buffer<float>& scratch) {
-        const int64_t begin = task * kNormRows;
-        encoder_kernels().norm(a, begin, std::min(begin + kNormRows, rows), scratch.get());
+    for_each_block(x.size(0), a.width, 0, nullptr,
+                   [&](int64_t begin, int64_t end, float* scratch, float*) {
+        encoder_kernels().norm(a, begin, end, scratch);
     });
 }
 
 void norm_backward(const Tensor& grad, const Tensor& weight, bool after, const Tensor& seed,
                    int64_t dropped, const Tensor& unit, const Tensor& rate, const Tensor& d_x,
-                   const Tensor& d_h, const Tensor& d_weight, const Tensor& d_bias) {
-    const ResidualNorm shared = [&] {
-        ResidualNorm a = residual_norm(weight, 0.0, after, seed, dropped, unit, rate);
-        a.grad = numbers<float>(grad);
-        a.d_x = written<float>(d_x);
-        a.d_h = written<float>(d_h);
-        return a;
-    }();
-    const int64_t rows = grad.size(0), tasks = divide_up(rows, kNormRows), width = shared.width;
-    // each task's sums, added up in their order afterwards
-    Buffer<float> sums(tasks * 2 * width);
-    std::fill(sums.get(), sums + tasks * 2 * width, 0.0f);
-    run_tasks(tasks, [&] { return Buffer<float>(divide_up(width, 64) * 64); },
-              [&](int64_t task, Buffer<float>& scratch) {
-        ResidualNorm own = shared;
-        own.d_weight = sums + task * 2 * width;
-        own.d_bias = own.d_weight + width;
-        const int64_t begin = task * kNormRows;
-        encoder_kernels().norm_backward(own, begin, std::min(begin + kNormRows, rows),
-                                        scratch.get());
+                   const Tensor& d_h, const Tensor& d_scales) {
+    ResidualNorm a = residual_norm(weight, 0.0, after, seed, dropped, unit, rate);
+    a.grad = numbers<float>(grad);
+    a.d_x = written<float>(d_x);
+    a.d_h = written<float>(d_h);
+    for_each_block(grad.size(0), a.width, 2 * a.width, written<float>(d_scales),
+                   [&](int64_t begin, int64_t end, float* scratch, float* sums) {
+        ResidualNorm own = a;
+        own.d_weight = sums;
+        own.d_bias = sums + a.width;
+        encoder_kernels().norm_backward(own, begin, end, scratch);
     });
-    float* totals[] = {written<float>(d_weight), written<float>(d_bias)};
-    for (int part = 0; part < 2; ++part) {
-        std::fill(totals[part], totals[part] + width, 0.0f);
-        for (int64_t task = 0; task < tasks; ++task) {
-            const float* add = sums + (task * 2 + part) * width;
-            for (int64_t c = 0; c < width; ++c) totals[part][c] += add[c];
-        }
-    }
+}
+
+Activation activation(const Tensor& h, const Tensor& bias) {
+    Activation a{};
+    a.h = numbers<float>(h);
+    a.bias = numbers<float>(bias);
+    a.width = bias.size(0);
+    return a;
+}
+
+void gelu_forward(const Tensor& h, const Tensor& bias, const Tensor& y) {
+    Activation a = activation(h, bias);
+    a.y = written<float>(y);
+    for_each_block(h.size(0), 0, 0, nullptr, [&](int64_t begin, int64_t end, float*, float*) {
+        encoder_kernels().gelu(a, begin, end);
+    });
+}
+
+void gelu_backward(const Tensor& grad, const Tensor& h, const Tensor& bias, const Tensor& d_h,
+                   const Tensor& d_bias) {
+    Activation a = activation(h, bias);
+    a.grad = numbers<float>(grad);
+    a.d_h = written<float>(d_h);
+    for_each_block(h.size(0), 0, a.width, written<float>(d_bias),
+                   [&](int64_t begin, int64_t end, float*, float* sums) {
+        Activation own = a;
+        own.d_bias = sums;
+        encoder_kernels().gelu_backward(own, begin, end);
+    });
 }
 
 }  // namespace
@@ -169,6 +198,8 @@ STABLE_TORCH_LIBRARY_IMPL(seqrec_native, CPU, m) {
     m.impl("attention_backward", TORCH_BOX(&attention_backward));
     m.impl("norm_forward", TORCH_BOX(&norm_forward));
     m.impl("norm_backward", TORCH_BOX(&norm_backward));
+    m.impl("gelu_forward", TORCH_BOX(&gelu_forward));
+    m.impl("gelu_backward", TORCH_BOX(&gelu_backward));
 }
 
 }  // namespace seqrec::cpu

@@ -1,5 +1,5 @@
-// The memory-bound parts of a Transformer layer on jagged batches, fused: attention, and the norm of
-// a residual sum with its dropout.
+// The memory-bound parts of a Transformer layer on jagged batches, fused: attention, the norm of a
+// residual sum with its dropout, and the activation with its bias.
 //
 // Everything is float32, rows have a stride, and widths are multiples of 16.  Both directions work on
 // pieces that depend on no other (one sequence, one block of rows), so the number of threads changes
@@ -49,6 +49,15 @@ struct ResidualNorm {
     float *d_x, *d_h, *d_weight, *d_bias;  // the last two are added to
 };
 
+// y = gelu(h + bias), the exact one: rows of `width` numbers, dense.
+struct Activation {
+    const float *h, *bias;
+    int64_t width;
+    float* y;
+    const float* grad;    // of y
+    float *d_h, *d_bias;  // the last is added to
+};
+
 struct EncoderKernels {
     const char* name;
     // One sequence; scratch holds attention_scratch(its length) floats.
@@ -57,6 +66,8 @@ struct EncoderKernels {
     // Rows begin to end - 1; scratch holds `width` floats, rounded up to a multiple of 64.
     void (*norm)(const ResidualNorm&, int64_t begin, int64_t end, float* scratch);
     void (*norm_backward)(const ResidualNorm&, int64_t begin, int64_t end, float* scratch);
+    void (*gelu)(const Activation&, int64_t begin, int64_t end);
+    void (*gelu_backward)(const Activation&, int64_t begin, int64_t end);
 };
 
 inline int64_t attention_scratch(int64_t length, int64_t size) {

@@ -33,6 +33,8 @@ const EncoderKernels kEncoderAvx2 = {
     encoder_avx2::attend_backward,
     encoder_avx2::norm,
     encoder_avx2::norm_backward,
+    encoder_avx2::gelu,
+    encoder_avx2::gelu_backward,
 };
 
 }  // namespace seqrec::cpu

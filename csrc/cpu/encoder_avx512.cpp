@@ -33,6 +33,8 @@ const EncoderKernels kEncoderAvx512 = {
     encoder_avx512::attend_backward,
     encoder_avx512::norm,
     encoder_avx512::norm_backward,
+    encoder_avx512::gelu,
+    encoder_avx512::gelu_backward,
 };
 
 }  // namespace seqrec::cpu

@@ -22,6 +22,8 @@ const EncoderKernels kEncoderPortable = {
     encoder_portable::attend_backward,
     encoder_portable::norm,
     encoder_portable::norm_backward,
+    encoder_portable::gelu,
+    encoder_portable::gelu_backward,
 };
 
 }  // namespace seqrec::cpu

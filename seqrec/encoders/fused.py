@@ -1,6 +1,7 @@
 """What a Transformer layer does beside its matrix products, in C++ (csrc/cpu/encoder*.cpp).
 
-Attention over each sequence of a jagged batch, and the norm of a residual sum with its dropout.
+Attention over each sequence of a jagged batch, the norm of a residual sum with its dropout, and the
+activation of the feed-forward with its bias.
 On a CPU these pieces are bound by memory and by the number of small operators, not by arithmetic;
 here each is one pass.  Dropout draws 16 bits a number from Philox4x32-10, keyed by a seed from the
 step's generator and counted by place: nothing is stored, and the backward draws them again.
@@ -77,6 +78,12 @@ def dropped_norm(
     found: Tensor = _ResidualNorm.apply(
         x, h, norm.weight, norm.bias, norm.eps, True, *_draws(p, generator)
     )
+    return found
+
+
+def gelu(h: Tensor, bias: Tensor) -> Tensor:
+    """The exact ``gelu(h + bias)``, [N, D] and [D]."""
+    found: Tensor = _Gelu.apply(h, bias)
     return found
 
 
@@ -173,7 +180,7 @@ class _ResidualNorm(torch.autograd.Function):
         d_x = torch.empty_like(unit)
         # without a mask between them both terms of the sum have one gradient
         d_h = torch.empty_like(unit) if ctx.dropped and not ctx.after else d_x
-        d_weight, d_bias = torch.empty_like(weight), torch.empty_like(weight)
+        d_scales = weight.new_empty(2, weight.shape[0])  # of weight and bias
         torch.ops.seqrec_native.norm_backward(
             grad.contiguous(),
             weight,
@@ -184,7 +191,25 @@ class _ResidualNorm(torch.autograd.Function):
             rate,
             d_x,
             d_h,
-            d_weight,
-            d_bias,
+            d_scales,
         )
-        return d_x, d_h, d_weight, d_bias, None, None, None, None
+        return d_x, d_h, d_scales[0], d_scales[1], None, None, None, None
+
+
+class _Gelu(torch.autograd.Function):
+    """``gelu(h + bias)``; keeps `h`, and forms the sum again in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, bias: Tensor) -> Tensor:
+        h = h.contiguous()
+        y = torch.empty_like(h)
+        torch.ops.seqrec_native.gelu_forward(h, bias, y)
+        ctx.save_for_backward(h, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        h, bias = ctx.saved_tensors
+        d_h, d_bias = torch.empty_like(h), torch.empty_like(bias)
+        torch.ops.seqrec_native.gelu_backward(grad.contiguous(), h, bias, d_h, d_bias)
+        return d_h, d_bias

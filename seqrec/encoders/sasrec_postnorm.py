@@ -82,7 +82,10 @@ class _Layer(TransformerLayer):
         self, x: Tensor, mixed: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         x = _residual_norm(x, mixed, self.attention_norm, self.dropout, generator)
-        inner = self.second(F.gelu(self.first(x)))
+        if fused.runs(x):
+            inner = self.second(fused.gelu(F.linear(x, self.first.weight), self.first.bias))
+        else:
+            inner = self.second(F.gelu(self.first(x)))
         return _residual_norm(x, inner, self.feed_forward_norm, self.dropout, generator)
 
 

@@ -138,6 +138,32 @@ def test_norms_with_dropout(shape: tuple[int, int], p: float, version: str) -> N
             assert_close(mine / scale, other / scale)
 
 
+@pytest.mark.parametrize("shape", [(0, 16), (1, 16), (300, 256), (129, 80)])
+def test_gelu_with_its_bias(shape: tuple[int, int], version: str) -> None:
+    """No further from the true one than twice torch in the same dtype, tails included."""
+    h = (4 * torch.randn(shape, generator=generator(1))).requires_grad_()
+    bias = torch.randn(shape[1], generator=generator(2), requires_grad=True)
+    grad = torch.randn(shape, generator=generator(3))
+    found = fused.gelu(h, bias)
+    exact = nn.functional.gelu(h.double() + bias.double())
+    plain = nn.functional.gelu(h + bias)
+    triples = [(found, plain, exact)]
+    gradients = [torch.autograd.grad(y, [h, bias], grad.to(y.dtype)) for y in (found, plain, exact)]
+    triples += list(zip(*gradients, strict=True))
+    for mine, theirs, true in triples:
+        if true.numel():
+            error = (mine.double() - true.double()).abs().max()
+            assert error <= 2 * (theirs.double() - true.double()).abs().max() + 1e-6
+
+
+def test_gelu_far_out(version: str) -> None:
+    h = torch.tensor([[-1e30, -60.0, -14.0, -0.0, 0.0, 14.0, 60.0, 1e30] * 2]).requires_grad_()
+    found = fused.gelu(h, torch.zeros(16))
+    assert_close(found, nn.functional.gelu(h.detach().double()))
+    (slope,) = torch.autograd.grad(found.sum(), h)
+    assert_close(slope, torch.tensor([[0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0] * 2]))
+
+
 def test_extreme_scores_stay_finite(version: str) -> None:
     """A weight whose score is far below the row's largest is 0, forward and backward."""
     qkv = torch.zeros(40, 48)
