@@ -1,0 +1,105 @@
+"""Whole runs of ICSRec and FENRec: resumed anywhere they end in the same bytes, and they learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from little import SETTINGS, log_dict
+from safetensors.torch import load_file
+from test_resume import Killed, assert_same
+
+import seqrec
+from seqrec.methods.contrastive import ContrastiveMethod
+from seqrec.run import Run
+
+# one epoch of warm-up and one after it, a state saved after each of the few steps
+SETS: dict[str, Any] = SETTINGS | {
+    "encoder.layers": 1,
+    "encoder.extra_rows": 2,
+    "training.epochs": 2,
+    "training.batch": 60,
+    "training.save_every": 0.0,
+    "method.warmup_epochs": 1,
+    "method.clusters": 5,
+    "method.gamma": 0.3,
+    "method.contrast": "hard-negative",
+}
+# every random choice that a setting can switch on
+DRAWN = {"method.positive": "random", "method.mix_spread": 0.2}
+LOG = log_dict(users=40, items=20)
+STEPS = 5  # an epoch
+
+
+def trained(out: Path, **sets: Any) -> Run:
+    asked = SETS | DRAWN | {name.replace("__", "."): value for name, value in sets.items()}
+    return seqrec.train("fenrec", LOG, out, sets=asked, progress=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run nobody stopped."""
+    return trained(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_two_phases_of_several_steps(whole: Run) -> None:
+    """What the tests below rest on."""
+    assert whole.result["steps"] == 2 * STEPS
+
+
+@pytest.mark.parametrize("step", range(1, 2 * STEPS))
+def test_killed_at_any_step_and_resumed_it_ends_in_the_same_bytes(
+    step: int, whole: Run, tmp_path: Path
+) -> None:
+    """Within an epoch the clusters come from the saved state: they are not fitted again."""
+    loss = ContrastiveMethod.loss
+
+    def dies(self: ContrastiveMethod, batch: Any, at: Any) -> Any:
+        if at.step == step:
+            raise Killed
+        return loss(self, batch, at)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContrastiveMethod, "loss", dies)
+        with pytest.raises(Killed):
+            trained(tmp_path / "run")
+    fits: list[int] = []
+    begin = ContrastiveMethod.begin_epoch
+
+    def counted(self: ContrastiveMethod, store: Any, epoch: int, seed: int) -> None:
+        fits.append(epoch)
+        begin(self, store, epoch, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContrastiveMethod, "begin_epoch", counted)
+        resumed = seqrec.resume(tmp_path / "run", progress=False)
+    assert fits == ([1] if step <= STEPS else [])
+    assert_same(resumed, whole)
+
+
+def test_killed_while_the_clusters_are_fitted(whole: Run, tmp_path: Path) -> None:
+    begin = ContrastiveMethod.begin_epoch
+
+    def dies(self: ContrastiveMethod, store: Any, epoch: int, seed: int) -> None:
+        begin(self, store, epoch, seed)
+        if epoch == 1:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContrastiveMethod, "begin_epoch", dies)
+        with pytest.raises(Killed):
+            trained(tmp_path / "run")
+    assert_same(seqrec.resume(tmp_path / "run", progress=False), whole)
+
+
+def test_what_a_run_writes_down(whole: Run) -> None:
+    weights = load_file(whole.directory / "model.safetensors")
+    assert weights["intents.centroids"].shape == (5, 8)
+    assert weights["encoder.table"].shape == (22, 8)
+    assert [also["protocol"]["seen"] for also in whole.result["also"]] == ["include", "zero"]
+    written = (whole.directory / "config.toml").read_text()
+    assert 'positive = "random"' in written and "\nrows =" not in written
+    # the two rows that are no items are never recommended
+    (row,) = whole.recommend_rows([("u", ["i1"])], k=100)
+    assert len(row["items"]) == 19
