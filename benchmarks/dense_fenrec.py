@@ -72,6 +72,7 @@ class DenseFENRec:
         self.heads = heads
         self.p = dropout
         self.settings = settings
+        self.device = self.weights["table"].device
         self.layers = 1 + max(int(n.split(".")[1]) for n in weights if n.startswith("layers."))
 
     def loss(self, step: Inputs) -> Tensor:
@@ -81,7 +82,7 @@ class DenseFENRec:
         hidden = self.encode(inputs)
         first = self.encode(inputs)
         second = self.encode(self._padded(step.positives))
-        targets = torch.tensor(step.targets)
+        targets = torch.tensor(step.targets, device=self.device)
         logits = hidden @ self.weights["table"].T
         loss = -(self._label(step.windows) * F.log_softmax(logits, 1)).sum(1).mean()
         noise = None
@@ -103,9 +104,8 @@ class DenseFENRec:
         x = self._norm(w["table"][padded] + w["places"], "norm")
         x = F.dropout(x, self.p)
         length = padded.shape[1]
-        seen = (
-            torch.ones(length, length, dtype=torch.bool).tril() & (padded < self.n_items)[:, None]
-        )
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        seen = causal & (padded < self.n_items)[:, None]
         mask = torch.where(seen, 0.0, -10000.0)[:, None]
         for layer in range(self.layers):
             x = self._layer(x, mask, f"layers.{layer}")
@@ -134,7 +134,8 @@ class DenseFENRec:
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
         length = self.weights["places"].shape[0]
-        return torch.tensor([[self.n_items] * (length - len(row)) + list(row) for row in rows])
+        padded = [[self.n_items] * (length - len(row)) + list(row) for row in rows]
+        return torch.tensor(padded, device=self.device)
 
     def _label(self, windows: Sequence[Sequence[int]]) -> Tensor:
         """Dense float64 [B, V]."""
@@ -143,7 +144,7 @@ class DenseFENRec:
             decay = [self.settings.gamma**k for k in range(len(window))]
             for item, weight in zip(window, decay, strict=True):
                 label[row, item] += weight / sum(decay)
-        return label
+        return label.to(self.device)
 
     def _contrast(
         self, x: Tensor, y: Tensor, labels: Tensor, noise: Tensor | None, main: bool
@@ -177,11 +178,14 @@ class DenseFENRec:
 
 def ascended(noise: Tensor, first: Tensor, second: Tensor, targets: Tensor) -> Tensor:
     """Noise after four normalised gradient steps of 1e-3 towards the anchors it is hard for."""
-    same = (targets[:, None] == targets) & ~torch.eye(len(targets), dtype=torch.bool)
+    same = (targets[:, None] == targets) & ~torch.eye(
+        len(targets), dtype=torch.bool, device=targets.device
+    )
     views = (first @ second.T).masked_fill(same, -torch.inf)
+    places = torch.arange(len(targets), device=targets.device)
     for _ in range(4):
         noise = noise.detach().requires_grad_()
         logits = torch.cat((views, first @ noise.T), 1)
-        (g,) = torch.autograd.grad(F.cross_entropy(logits, torch.arange(len(targets))), noise)
+        (g,) = torch.autograd.grad(F.cross_entropy(logits, places), noise)
         noise = torch.nan_to_num(noise + 1e-3 * g / g.norm(dim=1, keepdim=True))
     return noise.detach()

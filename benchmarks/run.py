@@ -29,6 +29,7 @@ from benchmarks._machine import Machine, measured, surroundings
 from benchmarks.tables import side_by_side
 
 FAMILIES = ("catalog_cross_entropy", "catalog_rank", "catalog_topk", "contrast")
+STEPS = ("fenrec_step",)  # whole training steps, float32; measured where they are named
 # sizes of the papers; other widths of theirs; 100,000 items; 1,000,000 items
 MEASURED = ("paper", "wide", "large", "million")
 GROUPS = ("tiny", *MEASURED)
@@ -97,6 +98,8 @@ def planned(
     for group in groups:
         for dtype in dtypes:
             for family in families:
+                if family in STEPS and dtype != torch.float32:
+                    continue
                 module = importlib.import_module(f"benchmarks.test_{family}")
                 for shape in module.SHAPES.get(group, []):
                     build = partial(module.case, shape, device, dtype, compiling=group != "tiny")
@@ -106,7 +109,11 @@ def planned(
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options, with what depends on the device filled in."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("families", nargs="*", help=f"of {', '.join(FAMILIES)}; default: all")
+    parser.add_argument(
+        "families",
+        nargs="*",
+        help=f"of {', '.join(FAMILIES)} (default: all of these), {', '.join(STEPS)}",
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="default: benchmarks/out/result.json")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
@@ -122,8 +129,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="at most; default: 7, on cuda 30")
     parser.add_argument("--seconds", type=float, default=0, help="start no case later than that")
     options = parser.parse_args(arguments)
-    if unknown := sorted(set(options.families) - set(FAMILIES)):
-        parser.error(f"no family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
+    if unknown := sorted(set(options.families) - set(FAMILIES + STEPS)):
+        parser.error(f"no family {unknown[0]!r}; there are {', '.join(FAMILIES + STEPS)}")
     cuda = options.device == "cuda"
     if cuda and not torch.cuda.is_available():
         parser.error("--device cuda, but torch finds no CUDA device")

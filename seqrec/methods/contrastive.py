@@ -100,21 +100,26 @@ class ContrastiveMethod(Method):
         if self.settings.gamma > 0:
             self._labels = SoftLabels(store, self.settings.gamma, self.settings.label_place)
 
-    @torch.no_grad()
     def begin_epoch(self, store: SequenceStore, epoch: int, seed: int) -> None:
-        """Fit the intent clusters to all training rows, encoded without dropout.
+        """Fit the intent clusters to the encodings of all training rows.
 
         Where there are fewer rows than clusters, every row counts several times.
         """
         if self.intents is None:
             return
+        points = self.encoded(store)
+        times = math.ceil(len(self.intents.centroids) / len(points))
+        self.intents.fit(points.repeat(times, 1), seed, warm=epoch > 0)
+
+    @torch.no_grad()
+    def encoded(self, store: SequenceStore) -> Tensor:
+        """All training rows, encoded without dropout: [rows, D]."""
         points = torch.empty(store.n_prefixes, self.encoder.table.shape[1], device=store.device)
         for start in range(0, len(points), _ENCODED_AT_ONCE):
             part = points[start : start + _ENCODED_AT_ONCE]
             rows = np.arange(start, start + len(part))
             part.copy_(self.queries(store.prefix_batch(rows, self.config.encoder.max_length)[0]))
-        times = math.ceil(len(self.intents.centroids) / len(points))
-        self.intents.fit(points.repeat(times, 1), seed, warm=epoch > 0)
+        return points
 
     def batch(self, store: SequenceStore, rows: np.ndarray, step: Step) -> Batch:
         assert self._views is not None, "prepare was not called"
