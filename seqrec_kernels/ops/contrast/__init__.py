@@ -299,7 +299,7 @@ def _ids(
     if ids[0] is None and ids[1] is None:
         return None, None
     names = ("anchor_ids", "negative_ids")
-    if None in ids:
+    if ids[0] is None or ids[1] is None:
         given = names[ids[0] is None]
         raise ValueError(f"{given} without {names[ids[0] is not None]}; give both or neither")
     found = [checks.int64(name, i, anchors, "anchors") for name, i in zip(names, ids, strict=True)]

@@ -57,7 +57,7 @@ class Tiles(NamedTuple):
     )  # of the workspace (4 MiB): a call on a block costs 2 us beside its work ...
     least_rows: int = 8  # ... but never fewer rows than these,
     most_rows: int = 128  # and never more
-    cuda: int = 64  # as much more of both on a GPU
+    cuda: int = 16  # as much more of floats and most_rows on a GPU
 
 
 TILES = Tiles()
