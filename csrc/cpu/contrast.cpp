@@ -15,7 +15,8 @@
 // du/da = h = mix |n| / D unit(a) + (1 - mix) / D n.  With P the softmax of a row and G = P phi'(s),
 // H = P_mixed phi'(u) / D, upstream gradient g:
 //
-//     d_a = g (sum_k (G + (1 - mix) H) n_k + sum_j G e_j + (sum_k mix H |n_k|) unit(a) + (P_p - 1) phi'(s_p) p)
+//     d_a = g (sum_k (G + (1 - mix) H) n_k + sum_j G e_j + (sum_k mix H |n_k|) unit(a)
+//              + (P_p - 1) phi'(s_p) p)
 //     d_p = g (P_p - 1) phi'(s_p) a,      d_n = sum_r g G a_r   (and so for the noise)
 //
 // Form "paper" has m outside the product, (s tanh(s/f) + m) / t, and none in the mixed logit, whose

@@ -15,17 +15,21 @@ constexpr int64_t kTile = 96;  // negatives of a tile: 24 KiB of scores
 
 using Floats = Buffer<float>;
 
-inline float product(const float* a, const float* b, int64_t width) {
-    double sum = 0.0;
-    for (int64_t d = 0; d < width; ++d) sum += static_cast<double>(a[d]) * b[d];
-    return static_cast<float>(sum);
+// In float64, which has room for the square of any float32; in eight sums, which vectors add.
+inline double product(const float* a, const float* b, int64_t width) {
+    double sums[8] = {};
+    int64_t d = 0;
+    for (; d + 8 <= width; d += 8) {
+        for (int j = 0; j < 8; ++j) sums[j] += static_cast<double>(a[d + j]) * b[d + j];
+    }
+    for (; d < width; ++d) sums[0] += static_cast<double>(a[d]) * b[d];
+    for (int j = 1; j < 8; ++j) sums[0] += sums[j];
+    return sums[0];
 }
 
 // The norm of a row and its reciprocal; both 0 where the reciprocal would not be finite.
 inline void norm_of(const float* row, int64_t width, float& norm, float& inverse) {
-    double square = 0.0;
-    for (int64_t d = 0; d < width; ++d) square += static_cast<double>(row[d]) * row[d];
-    norm = static_cast<float>(std::sqrt(square));
+    norm = static_cast<float>(std::sqrt(product(row, row, width)));
     const bool zero = norm < 1e-37f;  // not where it is NaN
     norm = zero ? 0.0f : norm;
     inverse = zero ? 0.0f : 1.0f / norm;

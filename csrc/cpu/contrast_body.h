@@ -7,40 +7,55 @@ constexpr float kLeastSquare = 1e-6f;
 
 constexpr float kOut = -1.7e38f;  // the logit of a pair that takes no part
 
-// The logit s (tanh(s/f) + margin) / t and its derivative; plain: s / t.
+// The logit s (tanh(s/f) + margin) / t + more and its derivative; plain: s / t + more.  `curl` is the
+// part of the derivative that comes from the tanh.
 template <bool Focal>
-static inline Vec logit(Vec s, Vec margin, const ContrastNumbers& n, Vec& slope, Vec& curl) {
+static inline Vec logit(Vec s, const ContrastNumbers& n, float margin, float more, Vec& slope,
+                        Vec& curl) {
     const Vec scale = all(n.over_temperature);
     if constexpr (!Focal) {
         slope = scale;
         curl = all(0.0f);
-        return mul(s, scale);
+        return fma(s, scale, all(more));
     }
-    const Vec y = mul(s, all(n.over_focal));
-    const Vec t = hyperbolic_tangent(y, curl);
-    const Vec weight = mul(add(t, margin), scale);
-    curl = mul(mul(y, curl), scale);  // what the tanh's own slope adds
+    const Vec y = mul(s, all(2.0f * n.over_focal));
+    const Vec t = tangent_of_half(y, curl);
+    const Vec weight = fma(t, scale, all(margin * n.over_temperature));
+    curl = mul(mul(y, scale), curl);
     slope = add(weight, curl);
-    return mul(s, weight);
+    return fma(s, weight, all(more));
+}
+
+// A mix ratio and what follows from it alone.
+struct Ratio {
+    Vec mix, rest, squares, cross;  // m, 1 - m, m^2 + (1 - m)^2, 2 m (1 - m)
+};
+
+static inline Ratio ratio_of(Vec mix, Vec present) {
+    const Vec rest = sub(all(1.0f), mix);
+    return {mix, rest, fma(rest, rest, mul(mul(mix, mix), present)),
+            mul(mul(mix, rest), all(2.0f))};
 }
 
 template <bool Focal, Mixed Mix, bool Gradients>
 static void pairs(const ContrastTile& tile, const ContrastNumbers& n) {
-    const Vec zero = all(0.0f), one = all(1.0f);
+    const Vec zero = all(0.0f);
     for (int lane = 0; lane < kLanes; lane += Vec::width) {
         const Vec shift = load(tile.shift + lane);
         Vec high = all(kOut), sum = zero, along = zero;
         Vec norm = zero, inverse = zero, present = zero;
+        Ratio ratio{};
         if constexpr (Mix != kNoMixed) {
             norm = load(tile.anchor_norms + lane);
             inverse = load(tile.anchor_inverses + lane);
             present = mul(norm, inverse);  // 1, or 0 for an anchor that is 0
+            ratio = ratio_of(load(tile.mix + lane), present);
         }
         for (int64_t i = 0; i < tile.count; ++i) {
             const uint64_t out = tile.left_out == nullptr ? 0 : tile.left_out[i] >> lane;
             const Vec s = load(tile.scores + i * kLanes + lane);
             Vec slope, curl;
-            Vec x = add(logit<Focal>(s, all(n.margin), n, slope, curl), all(n.offset));
+            Vec x = logit<Focal>(s, n, n.margin, n.offset, slope, curl);
             if (out != 0) x = choose_bits(out, all(kOut), x);
             high = greater_or_second(x, high);
             const Vec e = exponential(sub(x, shift));
@@ -48,18 +63,19 @@ static void pairs(const ContrastTile& tile, const ContrastNumbers& n) {
             Vec to_anchor = mul(e, slope), to_negative = to_anchor;
 
             if constexpr (Mix != kNoMixed) {
-                // the bracket mix unit(a) + rest unit(n) has the square D^2, and u = a . h
-                const Vec mix = load(tile.mix + i * tile.mix_stride + lane);
-                const Vec rest = sub(one, mix);
+                // the bracket mix unit(a) + rest unit(n) has the square D^2, and u = a . h;
+                // for a negative that is 0 the square is wrong and u is 0
+                if (tile.mix_stride != 0) {
+                    ratio = ratio_of(load(tile.mix + i * tile.mix_stride + lane), present);
+                }
+                const Vec mix = ratio.mix, rest = ratio.rest;
                 const Vec b = all(tile.norms[i]), over_b = all(tile.inverses[i]);
                 const Vec cosine = mul(mul(s, inverse), over_b);
-                Vec square = mul(mul(mix, mix), present);
-                square = fma(mul(rest, rest), mul(b, over_b), square);
-                square = fma(mul(mul(mix, rest), all(2.0f)), cosine, square);
+                const Vec square = fma(ratio.cross, cosine, ratio.squares);
                 const Vec over_d = zero_where_below(square, all(kLeastSquare), reciprocal_root(square));
                 const Vec mix_b = mul(mix, b);
                 const Vec u = mul(fma(mix_b, norm, mul(rest, s)), over_d);
-                x = add(logit<Focal>(u, all(n.mixed_margin), n, slope, curl), all(n.log_weight));
+                x = logit<Focal>(u, n, n.mixed_margin, n.log_weight, slope, curl);
                 if (out != 0) x = choose_bits(out, all(kOut), x);
                 high = greater_or_second(x, high);
                 const Vec h = exponential(sub(x, shift));

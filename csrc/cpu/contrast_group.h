@@ -10,6 +10,7 @@ namespace seqrec::cpu::contrast {
 
 // A panel's shift is raised where a logit is this far above it.
 constexpr float kHeadroom = 32.0f;
+constexpr int64_t kPeek = 8;
 
 // A few panels of anchors and all tiles.
 class Group {
@@ -41,9 +42,10 @@ class Group {
                 int64_t stride;
                 const float* positive =
                     problem_.positives.read(first + lane, 1, scratch.get(), stride);
-                positive_logit(product(rows(g) + lane * padded_, positive, problem_.anchors.width),
-                               problem_.focal, problem_.numbers, panel.positive[lane],
-                               panel.slope[lane]);
+                const double s =
+                    product(rows(g) + lane * padded_, positive, problem_.anchors.width);
+                positive_logit(static_cast<float>(s), problem_.focal, problem_.numbers,
+                               panel.positive[lane], panel.slope[lane]);
                 panel.shift[lane] = panel.positive[lane];
                 if (state == nullptr) continue;
                 panel.shift[lane] = state[first + lane];
@@ -214,6 +216,13 @@ class Group {
                                         problem_.mix_low, problem_.mix_span, scratch.mix.get());
                 tile.mix_stride = kLanes;
             }
+        }
+        if (!known && at.side.first_tile + at.first == 0) {
+            // a look at a few pairs spares doing the first tile twice
+            tile.count = std::min(kPeek, at.count);
+            problem_.pairs(side, false)(tile, problem_.numbers);
+            raise(g, high);
+            tile.count = at.count;
         }
         const auto pairs = problem_.pairs(side, gradients);
         pairs(tile, problem_.numbers);

@@ -23,7 +23,7 @@ static inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b,
 // The greater one; b where either is NaN.
 static inline Vec greater_or_second(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 
-static inline Vec divide(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+static inline Vec reciprocal(Vec a) { return {_mm256_div_ps(_mm256_set1_ps(1.0f), a.v)}; }
 static inline Vec absolute(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 
 // a with its sign replaced by b's.

@@ -23,12 +23,20 @@ static inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b,
 // The greater one; b where either is NaN.
 static inline Vec greater_or_second(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 
-static inline Vec divide(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+
+// 1 / a to about one unit in the last place: 14 bits, then a step of Newton's.
+static inline Vec reciprocal(Vec a) {
+    const __m512 x = _mm512_rcp14_ps(a.v);
+    return {_mm512_fmadd_ps(x, _mm512_fnmadd_ps(a.v, x, _mm512_set1_ps(1.0f)), x)};
+}
+
 static inline Vec absolute(Vec a) { return {_mm512_abs_ps(a.v)}; }
 
 // a with its sign replaced by b's.
 static inline Vec with_sign_of(Vec a, Vec b) {
-    return {_mm512_or_ps(_mm512_abs_ps(a.v), _mm512_and_ps(b.v, _mm512_set1_ps(-0.0f)))};
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN);  // of b where this is set, else of a
+    return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+        sign, _mm512_castps_si512(a.v), _mm512_castps_si512(b.v), 0xac))};
 }
 
 // 1 / sqrt(a) to about one unit in the last place: 14 bits, then a step of Newton's.

@@ -23,23 +23,21 @@ constexpr float kLowest = -80.0f;
 
 static inline Vec exponential(Vec x) {
     Vec shifted;
-    const Vec clamped = greater_or_second(all(kLowest), x);  // NaN passes
-    const Vec power = add(reduced_exponential(clamped, shifted), all(1.0f));
+    const Vec power = add(reduced_exponential(x, shifted), all(1.0f));
     return zero_where_below(x, all(kLowest), add_exponent(power, shifted));
 }
 
-// tanh x and its derivative, to a few units in the last place also where they are near 0.  With
-// e = exp(-2|x|) = 2^n (1 + part) and m = e - 1 = 2^n part + (2^n - 1), which cancels nowhere, they are
-// -m / (2 + m) and 4 e / (2 + m)^2.  NaN stays NaN.
-static inline Vec hyperbolic_tangent(Vec x, Vec& slope) {
+// tanh (x/2) and its derivative by x, to a few units in the last place also where they are near 0.  With
+// e = exp(-|x|) = 2^n (1 + part) and m = e - 1 = 2^n part + (2^n - 1), which cancels nowhere, they are
+// -m / (2 + m) and 2 e / (2 + m)^2.  NaN stays NaN.
+static inline Vec tangent_of_half(Vec x, Vec& slope) {
     Vec shifted;
-    // the slope ends at 2e-37, so that times any x there is in practice it is nothing
-    const Vec twice = greater_or_second(all(-86.0f), mul(absolute(x), all(-2.0f)));
-    const Vec part = reduced_exponential(twice, shifted);
+    // the slope ends at 1e-37, so that times any x there is in practice it is nothing
+    const Vec below = greater_or_second(all(-86.0f), with_sign_of(x, all(-0.0f)));
+    const Vec part = reduced_exponential(below, shifted);
     const Vec scale = add_exponent(all(1.0f), shifted);
     const Vec m = fma(part, scale, sub(scale, all(1.0f)));
-    const Vec inverse = divide(all(1.0f), add(m, all(2.0f)));
-    const Vec half = add(inverse, inverse);
-    slope = mul(fma(part, scale, scale), mul(half, half));
+    const Vec inverse = reciprocal(add(m, all(2.0f)));
+    slope = mul(fma(part, scale, scale), mul(inverse, add(inverse, inverse)));
     return with_sign_of(mul(m, inverse), x);
 }

@@ -42,7 +42,7 @@ static inline Vec choose(Ints where, Vec a, Vec b) {
 // The greater one; b where either is NaN.
 static inline Vec greater_or_second(Vec a, Vec b) { return choose(a.v > b.v, a, b); }
 
-static inline Vec divide(Vec a, Vec b) { return {a.v / b.v}; }
+static inline Vec reciprocal(Vec a) { return {1.0f / a.v}; }
 
 // a with its sign replaced by b's.
 static inline Vec with_sign_of(Vec a, Vec b) {
