@@ -91,6 +91,29 @@ def tile(kind: str, dtype: torch.dtype, depth: int, capability: int) -> Tile:
     return Tile(64, 64, 128, 128, 8, 2)
 
 
+def pair_tile(kind: str, dtype: torch.dtype, depth: int) -> Tile:
+    """The tile of a contrastive kernel, whose ``rows`` are anchors and ``items`` negatives.
+
+    A pair there has a dozen values in registers, and these kernels wait for exponentials before
+    they wait for products: tiles are small.
+
+    Args:
+        kind: "pairs" (the loss), "rows" (gradient of the anchors), "columns" (of the negatives) or
+            "mixed columns" (of negatives that mixed negatives pull too).
+        dtype: of the operands. depth: the width D.
+    """
+    if OVERRIDE is not None:
+        return OVERRIDE
+    width = max(16, triton.next_power_of_2(depth))
+    narrow = dtype != torch.float32
+    chunk, out = min(width, 128 if narrow else 32), min(width, 128)
+    if kind == "pairs":
+        return Tile(64, 64 if narrow else 32, chunk, 0, 8, 2)
+    if kind == "rows":
+        return Tile(64, 32, chunk, out, 8, 2)
+    return Tile(32 if kind == "columns" else 16, 64, chunk, out, 8, 2)
+
+
 def capability(tensor: Tensor) -> int:
     """The compute capability of a tensor's device, e.g. 90; of the interpreter, the smallest."""
     if not tensor.is_cuda:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from seqrec_kernels import SeenItems, triton_loader
 from seqrec_kernels.ops.catalog_cross_entropy.labels import Problem
+from seqrec_kernels.ops.contrast.problem import Problem as Pairs
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = pytest.mark.skipif(triton_loader.INTERPRETED, reason="kernels are interpreted here")
@@ -138,9 +139,29 @@ def topk(dtype: torch.dtype, depth: int) -> None:
     triton_kernels.forward(q, e, 2, torch.zeros(99), 1, seen)
 
 
+def contrast(dtype: torch.dtype, depth: int, **changed: Any) -> None:
+    """By default what needs the most registers: drawn ratios, and mixed negatives pull theirs."""
+    from seqrec_kernels.ops.contrast import triton_kernels
+
+    matrices = [torch.zeros(rows, depth, dtype=dtype) for rows in (300, 300, 300, 300)]
+    ids, seed = torch.zeros(300, dtype=torch.int64), torch.tensor(3)
+    problem = Pairs(*matrices, ids, ids, seed, 0.5, 8.0, 0.2, 0.1, 0.9, 0.1, "paper", "mean")
+    problem = problem._replace(**changed)
+    _, saved = triton_kernels.forward(problem, [True] * 4)
+    triton_kernels.backward(torch.ones(()), problem, saved, [True] * 4)
+
+
+CONTRASTS: list[dict[str, Any]] = [
+    {"form": "official"},
+    {"mix_high": 0.1},
+    {"mix_high": 0.1, "form": "official"},
+    {"mix_weight": 0.0},
+    {"mix_weight": 0.0, "focal_scale": None, "margin": 0.0, "anchor_ids": None},
+]
+
 TILES = {
     "lse_fwd_kernel", "dq_bwd_kernel", "de_bwd_kernel", "level_kernel", "count_kernel",
-    "topk_kernel",
+    "topk_kernel", "pair_fwd_kernel", "da_bwd_kernel", "dn_bwd_kernel",
 }  # fmt: skip
 
 
@@ -213,9 +234,10 @@ if FULL:
 def test_kernels_fit_keep_to_registers_and_use_tensor_cores(
     launches: Callable[..., list[Launch]], chip: int, dtype: torch.dtype, depth: int
 ) -> None:
-    calls: list[Callable[..., None]] = [cross_entropy, rank, topk]
+    calls: list[Callable[..., None]] = [cross_entropy, rank, topk, contrast]
     if FULL:
         calls += [cross_entropy_in_parts, partial(rank, seen_score=0.0)]
+        calls += [partial(contrast, **changed) for changed in CONTRASTS]
     wrong = []
     for call in calls:
         for launch in launches(chip, partial(call, dtype, depth)):
@@ -240,7 +262,7 @@ def test_aligned_tables_are_read_ahead(
 def test_no_launch_leaves_the_fusing_of_products_and_sums_to_a_default(
     launches: Callable[..., list[Launch]],
 ) -> None:
-    calls = (cross_entropy, cross_entropy_in_parts, rank, topk)
+    calls = (cross_entropy, cross_entropy_in_parts, rank, topk, contrast)
     found = [x for call in calls for x in launches(90, partial(call, torch.float32, 64))]
     # `launches` takes the option out of every launch and fails where one does not say it
     assert {x.kernel.fn.__name__ for x in found} >= TILES
@@ -264,7 +286,7 @@ def test_ranking_never_takes_a_single_tf32_product(launches: Callable[..., list[
 def test_one_kernel_serves_every_length(launches: Callable[..., list[Launch]]) -> None:
     found = [
         x
-        for call in (cross_entropy, cross_entropy_in_parts, rank, topk)
+        for call in (cross_entropy, cross_entropy_in_parts, rank, topk, contrast)
         for x in launches(90, partial(call, torch.bfloat16, 64))
     ]
     for launch in found:

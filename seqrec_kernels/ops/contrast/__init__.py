@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seqrec_kernels import checks
+from seqrec_kernels import checks, triton_loader
 from seqrec_kernels.backend import anywhere, choose, not_float64, register
 from seqrec_kernels.ops.contrast import ascend, autograd, blocked, native, reference
 from seqrec_kernels.ops.contrast.ascend import Ascent
@@ -24,6 +24,7 @@ register(
     "contrast",
     {
         "native": native.unsupported,
+        "triton": triton_loader.unsupported,
         "blocked": blocked.unsupported,
         "reference": reference.unsupported,
     },
