@@ -11,11 +11,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from benchmarks._common import is_ours
 from benchmarks.run import DTYPES, FAMILIES
+from seqrec_kernels import backend, hard_negative_info_nce
 
 # D: one that fills no block, one that fills it, one that goes through in chunks; the other numbers
 # are ragged, and V is cut in several parts
@@ -27,34 +30,64 @@ SHAPES = {
 }
 
 
+def mixed_by_chance(device: str, dtype: torch.dtype, checked: bool) -> None:
+    """What the benchmark of the contrastive loss leaves out: drawn ratios, the paper's form."""
+    torch.manual_seed(0)
+    sides = [(torch.randn(n, 50, device=device) / 3).to(dtype).requires_grad_()
+             for n in (70, 70, 333, 33)]  # fmt: skip
+    ids = [torch.arange(n, device=device) % 7 for n in (70, 333)]
+
+    def loss() -> torch.Tensor:
+        return hard_negative_info_nce(
+            *sides[:3], noise=sides[3], anchor_ids=ids[0], negative_ids=ids[1],
+            focal_scale=3.0, margin=0.2, mix=(0.1, 0.9), form="paper",
+        )  # fmt: skip
+
+    ours = loss()
+    found = torch.autograd.grad(ours, sides)
+    if checked:
+        with backend("reference"):
+            dense = loss()
+        true = (dense, *torch.autograd.grad(dense, sides))
+        for our, exact in zip((ours, *found), true, strict=True):
+            unit = torch.finfo(our.dtype).eps * float(exact.detach().abs().max())
+            torch.testing.assert_close(our, exact, rtol=0, atol=4 * unit + 1e-5)
+
+
+def fails(label: str, call: Callable[[], object], device: str, checked: bool) -> bool:
+    """Whether a call is wrong, printed beside its label."""
+    try:
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    except (AssertionError, RuntimeError) as error:
+        print(f"WRONG {label}: {error}", flush=True)
+        return True
+    print(f"{'right' if checked else 'ran'} {label}", flush=True)
+    return False
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.small_shapes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--unchecked", action="store_true", help="run ours, compare nothing")
     parser.add_argument("--shapes", choices=("small", "paper"), default="small")
     options = parser.parse_args(arguments)
+    device, checked, small = options.device, not options.unchecked, options.shapes == "small"
 
     wrong = 0
     for family in FAMILIES:
         module = importlib.import_module(f"benchmarks.test_{family}")
-        shapes = SHAPES[family] if options.shapes == "small" else module.SHAPES["paper"][:1]
-        for shape in shapes:
+        for shape in SHAPES[family] if small else module.SHAPES["paper"][:1]:
             for dtype in DTYPES.values():
-                case = module.case(shape, options.device, dtype, compiling=False)
+                case = module.case(shape, device, dtype, compiling=False)
                 for name in filter(is_ours, case.rivals):
                     label = f"{case.name}: {name}" + (f" ({case.runs})" if name == "ours" else "")
-                    try:
-                        if options.unchecked:
-                            case.rivals[name]()
-                        else:
-                            case.gate(name)
-                        if options.device == "cuda":
-                            torch.cuda.synchronize()
-                    except (AssertionError, RuntimeError) as error:
-                        wrong += 1
-                        print(f"WRONG {label}: {error}", flush=True)
-                    else:
-                        print(f"{'ran' if options.unchecked else 'right'} {label}", flush=True)
+                    call = partial(case.gate, name) if checked else case.rivals[name]
+                    wrong += fails(label, call, device, checked)
+    for dtype in DTYPES.values() if small else ():
+        call = partial(mixed_by_chance, device, dtype, checked)
+        wrong += fails(f"contrast with drawn ratios, {dtype}", call, device, checked)
     print(f"{wrong} wrong", flush=True)
     return 1 if wrong else 0
 
