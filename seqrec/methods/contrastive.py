@@ -47,7 +47,6 @@ from seqrec_kernels import (
     info_nce,
 )
 
-_ITEMS_A_CLUSTER, _MOST_CLUSTERS = 32, 256  # without method.clusters
 _ENCODED_AT_ONCE = 1024  # rows, before an epoch
 
 
@@ -83,7 +82,7 @@ class ContrastiveMethod(Method):
         self.intents = None
         if self.settings.fine_weight > 0:
             self.intents = KMeans(
-                clusters(config, n_items),
+                self.settings.clusters,
                 config.encoder.dim,
                 iterations=self.settings.cluster_iterations,
                 restarts=self.settings.cluster_restarts,
@@ -220,9 +219,3 @@ class ContrastiveMethod(Method):
         if self.settings.mask_same:
             return labels
         return torch.arange(len(labels), device=labels.device)
-
-
-def clusters(config: Config, n_items: int) -> int:
-    """How many intent clusters there are."""
-    asked = config.method.clusters
-    return asked or min(max(n_items // _ITEMS_A_CLUSTER, 1), _MOST_CLUSTERS)

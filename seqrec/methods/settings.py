@@ -41,12 +41,7 @@ class MethodConfig:
         rule=at_least(0),
         methods=_VIEWS,
     )
-    clusters: int = key(
-        0,
-        help="intent clusters; 0: one for every 32 items, at most 256",
-        rule=at_least(0),
-        methods=_VIEWS,
-    )
+    clusters: int = key(256, help="intent clusters", rule=at_least(1), methods=_VIEWS)
     cluster_iterations: int = key(
         20, help="of k-means, each restart", rule=at_least(1), methods=_VIEWS
     )

@@ -38,6 +38,7 @@ def settings(method: str = "fenrec", **sets: Any) -> Config:
         "method.coarse_weight": 0.3,
         "method.fine_weight": 0.2,
         "method.clusters": 4,
+        "method.positive": "last",
         "training.seed": 7,
     }
     if method == "fenrec":
@@ -295,18 +296,6 @@ def test_an_epoch_begins_with_clusters_of_all_rows_encoded_without_dropout(
     for points, _, _ in given:
         torch.testing.assert_close(points, wanted)
     assert [(seed, warm) for _, seed, warm in given] == [(11, False), (12, True)]
-
-
-def test_the_number_of_clusters_follows_from_the_catalogue_where_none_is_asked_for() -> None:
-    def count(items: int, **sets: Any) -> int:
-        method = build(settings(**sets), items)
-        assert isinstance(method, ContrastiveMethod) and method.intents is not None
-        return len(method.intents.centroids)
-
-    auto = {"method__clusters": 0}
-    counts = [count(items, **auto) for items in (3, 320, 12_101)]
-    assert counts == [1, 10, 256]
-    assert count(3, method__clusters=7) == 7
 
 
 def test_more_clusters_than_rows_train_all_the_same() -> None:
