@@ -368,6 +368,12 @@ class _Layers:
                 "change one of them",
             )
 
+        if method.positive == "augmented" and not encoder.extra_rows:
+            raise UsageError(
+                "method.positive is augmented, but encoder.extra_rows is 0",
+                self._origin("method.positive", "encoder.extra_rows"),
+                "a masked item needs a row of the table: encoder.extra_rows = 1",
+            )
         if not method.mix_spread <= method.mix <= 1 - method.mix_spread:
             raise UsageError(
                 f"method.mix {method.mix} -+ method.mix_spread {method.mix_spread} is not within "

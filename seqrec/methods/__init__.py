@@ -19,6 +19,8 @@ _REGISTRY = {
     "sasrec": "seqrec.methods.sasrec:SASRecMethod",
     "icsrec": "seqrec.methods.contrastive:ContrastiveMethod",
     "fenrec": "seqrec.methods.contrastive:ContrastiveMethod",
+    "cl4srec": "seqrec.methods.contrastive:ContrastiveMethod",
+    "duorec": "seqrec.methods.contrastive:ContrastiveMethod",
 }
 
 METHODS: tuple[str, ...] = tuple(_REGISTRY)

@@ -1,4 +1,4 @@
-"""ICSRec and FENRec: next-item cross-entropy, and views of a sequence that agree with each other.
+"""ICSRec, FENRec, CL4SRec, DuoRec: next-item cross-entropy, and views of a sequence that agree.
 
 ICSRec (Qin et al., WSDM 2024) encodes a training row three times: a = f(input) for the next item,
 h = f(input) again under other dropout, g = f(input of another row with the same target).  With the
@@ -18,7 +18,12 @@ all training rows, and no gradient reaches them.
 FENRec (Huang et al., AAAI 2025) adds soft labels (`seqrec.methods.labels`), and from epoch
 `warmup_epochs` on replaces NCE by the loss of `hard_negative_info_nce`: similarities reweighted by
 tanh, mixed "enduring" hard negatives, and noise negatives that a few ascent steps have moved
-towards the anchors.  Without any of the three settings it is ICSRec, so both are this one class.
+towards the anchors.  Without any of the three settings it is ICSRec.
+
+CL4SRec (Xie et al., ICDE 2022) and DuoRec (Qiu et al., WSDM 2022) have the coarse term alone, with
+every other row of the 2 B as a negative, and other views (`seqrec.methods.views`).  So the four are
+this one class with other defaults (``presets/<method>/default.toml``), and FENRec's labels and loss
+can be laid on any of them: ``method.gamma``, ``method.contrast``.
 
 The mean is over all R rows: `coarse` times it is coarse/2 times the sum of the two directions.
 """
@@ -39,7 +44,7 @@ from seqrec.encoders import build_encoder
 from seqrec.methods.base import Method, Step
 from seqrec.methods.kmeans import KMeans
 from seqrec.methods.labels import SoftLabels
-from seqrec.methods.views import SameTarget, Views
+from seqrec.methods.views import Views, views_of
 from seqrec_kernels import (
     ascend_noise,
     catalog_cross_entropy,
@@ -95,7 +100,7 @@ class ContrastiveMethod(Method):
         return store.n_prefixes
 
     def prepare(self, store: SequenceStore) -> None:
-        self._views = SameTarget(store, self.config)
+        self._views = views_of(store, self.config, self.encoder.n_items)
         if self.settings.gamma > 0:
             self._labels = SoftLabels(store, self.settings.gamma, self.settings.label_place)
 

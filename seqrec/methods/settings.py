@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from seqrec.keys import above, at_least, key, one_of, within
+from seqrec.keys import Rule, above, at_least, key, one_of, within
 
-_VIEWS = ("icsrec", "fenrec")
-_FENREC = ("fenrec",)
+_VIEWS = ("icsrec", "fenrec", "cl4srec", "duorec")
+_FENREC = ("fenrec", "cl4srec", "duorec")
+_SHARE = Rule("at least 0 and at most 1", lambda value: 0 <= value <= 1)
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,19 @@ class MethodConfig:
     )
     positive: str = key(
         "last",
-        help="second view: of the rows with the same target and another input, the last or a "
-        "random one",
-        rule=one_of("last", "random"),
+        help="the views: the input again beside another with the same target (the last or a "
+        "random one), the input twice, or two augmented copies",
+        rule=one_of("last", "random", "dropout", "augmented"),
         methods=_VIEWS,
+    )
+    crop: float = key(
+        0.6, help="share of a sequence that a cropped view keeps", rule=_SHARE, methods=_VIEWS
+    )
+    mask: float = key(
+        0.3, help="share of the items that a masked view hides", rule=_SHARE, methods=_VIEWS
+    )
+    reorder: float = key(
+        0.6, help="share of a sequence that a reordered view shuffles", rule=_SHARE, methods=_VIEWS
     )
     mask_same: bool = key(
         True,

@@ -1,7 +1,14 @@
 """The sequences that a contrastive method encodes in a step: the input, and two views of it.
 
-Other views (augmentations, say) are another class with :meth:`Views.batch`, and a value of
-`method.positive`.
+A rule is a class with :meth:`Views.batch` and a value of `method.positive`:
+
+* ``last``, ``random``: the input once more, and the input of another row with the same target, as
+  in ICSRec, FENRec and the supervised form of DuoRec (Qiu et al., WSDM 2022);
+* ``dropout``: the input twice more, the unsupervised form of DuoRec;
+* ``augmented``: two copies of the input, cropped, masked or reordered, as in CL4SRec (Xie et al.,
+  ICDE 2022).
+
+Views of equal items differ by their dropout masks: no two sequences of a batch share one.
 """
 
 from __future__ import annotations
@@ -12,6 +19,8 @@ import numpy as np
 from torch import Tensor
 
 from seqrec.config import Config
+from seqrec.counters import VIEWS, derive
+from seqrec.data.augment import Augmentation
 from seqrec.data.store import JaggedBatch, SequenceStore
 from seqrec.methods.base import Step
 from seqrec.methods.positives import LastDiffering, Positives, RandomDiffering, same_target_rows
@@ -58,3 +67,53 @@ class SameTarget:
         all_rows = np.concatenate((rows, rows, self.positives.of(rows, step.epoch)))
         sequences, targets = self.store.prefix_batch(all_rows, self.max_length)
         return sequences, targets[: len(rows)]
+
+
+class Repeated:
+    """The input, three times.
+
+    Args:
+        store: its prefixes are the rows.
+        config: `encoder.max_length` cuts them.
+    """
+
+    def __init__(self, store: SequenceStore, config: Config) -> None:
+        self.store = store
+        self.max_length = config.encoder.max_length
+
+    def batch(self, rows: np.ndarray, step: Step) -> tuple[JaggedBatch, Tensor]:
+        sequences, targets = self.store.prefix_batch(np.tile(rows, 3), self.max_length)
+        return sequences, targets[: len(rows)]
+
+
+class Augmented:
+    """The input, and two augmented copies of it.
+
+    Args:
+        store: its prefixes are the rows.
+        config: `method.crop`, `.mask` and `.reorder` are the shares; the mask row is the last of
+            the encoder's extra rows.
+        n_items: size of the catalogue.
+    """
+
+    def __init__(self, store: SequenceStore, config: Config, n_items: int) -> None:
+        self.store = store
+        self.max_length = config.encoder.max_length
+        self.seed = config.training.seed
+        method = config.method
+        mask_row = n_items + config.encoder.extra_rows - 1
+        self.augmentation = Augmentation(method.crop, method.mask, method.reorder, mask_row)
+
+    def batch(self, rows: np.ndarray, step: Step) -> tuple[JaggedBatch, Tensor]:
+        inputs, targets = self.store.prefix_batch(rows, self.max_length)
+        views = self.augmentation.views(inputs, derive(self.seed, VIEWS, step.step))
+        return JaggedBatch.concatenated([inputs, *views]), targets
+
+
+def views_of(store: SequenceStore, config: Config, n_items: int) -> Views:
+    """The views that `method.positive` names."""
+    if config.method.positive == "augmented":
+        return Augmented(store, config, n_items)
+    if config.method.positive == "dropout":
+        return Repeated(store, config)
+    return SameTarget(store, config)
