@@ -187,12 +187,12 @@ def test_a_run_s_own_configuration_is_a_config_file(tmp_path: Path, preset_folde
         (
             "method.clusters=9",
             "sasrec does not read method.clusters (--set method.clusters=9); "
-            "leave it out; icsrec and fenrec read it",
+            "leave it out; icsrec, fenrec, cl4srec and duorec read it",
         ),
         (
             "method.gamma=0.2",
             "sasrec does not read method.gamma (--set method.gamma=0.2); "
-            "leave it out; fenrec reads it",
+            "leave it out; fenrec, cl4srec and duorec read it",
         ),
         (
             "data.sha256=ab",
