@@ -39,6 +39,9 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
         "bool paper, Tensor? upstream, int workspace, Tensor(a!)? losses, Tensor(b!)? state, "
         "Tensor(c!)? d_anchors, Tensor(d!)? d_positives, Tensor(e!)? d_negatives, "
         "Tensor(f!)? d_noise) -> ()");
+    m.def(
+        "ascend_noise(Tensor anchors, Tensor positives, Tensor losses, Tensor noise, "
+        "float temperature, int steps, float step_size, Tensor(a!) moved) -> ()");
     // the encoder's; the gradients of an attention's rows have the strides of those rows
     m.def(
         "attention_forward(Tensor queries, Tensor keys, Tensor values, Tensor offsets, int heads, "

@@ -10,7 +10,13 @@ import torch
 from seqrec_kernels import backend, catalog_rank, native
 from seqrec_kernels.backend import choose, report
 
-OPERATORS = ("catalog_cross_entropy", "catalog_rank", "catalog_topk", "contrast")
+OPERATORS = (
+    "catalog_cross_entropy",
+    "catalog_rank",
+    "catalog_topk",
+    "contrast",
+    "ascend_noise",
+)
 Q, E = torch.ones(1, 2), torch.ones(3, 2)
 
 

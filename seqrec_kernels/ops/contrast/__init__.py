@@ -29,7 +29,9 @@ register(
         "reference": reference.unsupported,
     },
 )
-register("ascend_noise", {"blocked": not_float64, "reference": anywhere})
+register(
+    "ascend_noise", {"native": native.unsupported, "blocked": not_float64, "reference": anywhere}
+)
 
 
 def info_nce(
@@ -235,6 +237,7 @@ def ascend_noise(
 
 
 _ascents: dict[str, Callable[[Ascent], Tensor]] = {
+    "native": native.ascend,
     "blocked": ascend.blocked,
     "reference": ascend.reference,
 }

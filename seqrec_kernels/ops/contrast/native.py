@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from seqrec_kernels.native import unsupported
+from seqrec_kernels.ops.contrast.ascend import Ascent
 from seqrec_kernels.ops.contrast.problem import Problem
 
-__all__ = ["backward", "forward", "saved_shapes", "unsupported"]
+__all__ = ["ascend", "backward", "forward", "saved_shapes", "unsupported"]
 
 # bytes: as many blocks of 64 anchors as fit are worked at a time
 WORKSPACE = 2**24
@@ -99,3 +100,19 @@ def saved_shapes(problem: Problem, needs: list[bool]) -> list[tuple[int, ...]]:
         return [(2, problem.anchors.shape[0])]
     inputs = zip(problem[:4], needs, strict=True)
     return [tuple(t.shape) for t, need in inputs if need and t is not None]
+
+
+def ascend(ascent: Ascent) -> Tensor:
+    """The moved noise, by csrc/cpu/ascend_noise.cpp."""
+    a, p, n, noise = (t.detach() for t in ascent[:4])
+    # the part of each anchor's log-sum-exp that does not move, less its positive
+    still = Problem(
+        a, p, n, None, ascent.anchor_ids, ascent.negative_ids, torch.zeros((), dtype=torch.int64),
+        ascent.temperature, None, 0.0, 0.0, 0.0, 0.0, "official", "none"
+    )  # fmt: skip
+    losses, _ = forward(still, [False] * 4)
+    moved = noise.new_empty(noise.shape, dtype=torch.float32)
+    torch.ops.seqrec_native.ascend_noise(
+        a, p, losses, noise, ascent.temperature, ascent.steps, ascent.step_size, moved
+    )
+    return moved.to(noise.dtype)
