@@ -31,6 +31,7 @@ def rendered() -> str:
     for name, content in (
         ("demo", f"```\n{demo}\n```"),
         ("trained", tables.trained()),
+        ("official", tables.official()),
         ("kernels", tables.kernels(KERNELS)),
     ):
         block = re.compile(rf"(<!-- {name}: [^\n]*-->\n)(.*)(<!-- end of {name} -->)", re.DOTALL)
