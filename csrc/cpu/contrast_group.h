@@ -11,6 +11,7 @@ namespace seqrec::cpu::contrast {
 // A panel's shift is raised where a logit is this far above it.
 constexpr float kHeadroom = 32.0f;
 constexpr int64_t kPeek = 8;
+constexpr float kFar = 1.7e38f;  // above every logit, yet finite
 
 // A few panels of anchors and all tiles.
 class Group {
@@ -36,6 +37,8 @@ class Group {
             const int64_t first = row_of(g), held = held_in(g);
             read_panel(problem_.anchors, first, 1.0f, rows(g), turned(g));
             std::memset(&panel, 0, sizeof panel);
+            // past the last row every exponential is 0, whatever is added to a logit
+            std::fill(panel.shift + held, panel.shift + kLanes, kFar);
             for (int64_t lane = 0; lane < held; ++lane) {
                 if (problem_.ids != nullptr) panel.ids[lane] = problem_.ids[first + lane];
                 norm_of(rows(g) + lane * padded_, padded_, panel.norms[lane], panel.inverses[lane]);

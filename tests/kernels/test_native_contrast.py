@@ -247,6 +247,12 @@ def test_rising_logits_raise_the_shift_in_every_tile(plan: str) -> None:
     agrees(inputs, VARIANTS["plain mixed"])
 
 
+def test_places_past_the_last_anchor_add_nothing(plan: str) -> None:
+    # e^89 is no float32; a logit of anchors that are not there is offset by as much as any other
+    options = {"focal_scale": 8.0, "margin": 89.0, "form": "paper", "reduction": "none"}
+    agrees(matrices(65, 100, 20, 8), options)
+
+
 def test_small_losses_and_their_gradients_keep_their_digits(plan: str) -> None:
     # positives so far above everything that 1 + loss is 1 in float32
     a = torch.eye(8) * 5
