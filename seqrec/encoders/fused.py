@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from seqrec_kernels import native
 
@@ -26,6 +27,7 @@ def runs(x: Tensor, heads: int = 1) -> bool:
         native.unsupported(x, x) is None
         and x.dtype == torch.float32
         and x.shape[1] % (16 * heads) == 0
+        and not torch.is_autocast_enabled("cpu")  # the products around it would be narrower
     )
 
 
@@ -123,6 +125,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         queries, packed, offsets, seed, lse = ctx.saved_tensors
         last = queries is not None
@@ -175,6 +178,7 @@ class _ResidualNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, seed, unit, rate = ctx.saved_tensors
         d_x = torch.empty_like(unit)
@@ -208,6 +212,7 @@ class _Gelu(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         h, bias = ctx.saved_tensors
         d_h, d_bias = torch.empty_like(h), torch.empty_like(bias)

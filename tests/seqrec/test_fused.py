@@ -231,3 +231,36 @@ def test_where_it_runs() -> None:
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         assert not fused.runs(torch.zeros(1, 64, dtype=dtype))
     assert not fused.runs(torch.zeros(1, 64, device="meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fused.runs(torch.zeros(1, 64))
+    with torch.autocast("cpu", enabled=False):
+        assert fused.runs(torch.zeros(1, 64))
+
+
+def test_no_version_falls_back_to_the_portable_kernels() -> None:
+    """They are found by the version's name: one that none of theirs begins would run the portable
+    ones, correctly and slowly."""
+    qkv = torch.randn(40, 96, generator=generator(1))
+    bits = {}
+    for name in native.versions():
+        with native.version(name):
+            bits[name] = fused.self_attention(qkv, offsets_of([40]), 2, 0.0, None)
+    # one that multiplies, rounds and adds against those that round once
+    portable = bits.pop("portable")
+    assert not any(torch.equal(portable, found) for found in bits.values())
+    if "avx512_bf16" in bits:
+        assert torch.equal(bits["avx512_bf16"], bits["avx512"])
+
+
+def test_a_second_derivative_is_refused() -> None:
+    qkv = torch.randn(8, 96, generator=generator(1)).requires_grad_()
+    norm = nn.LayerNorm(96)
+    for found in (
+        fused.self_attention(qkv, offsets_of([8]), 2, 0.0, None),
+        fused.last_attention(qkv[:1, :32], qkv[:, 32:], offsets_of([8]), 2, 0.0, None),
+        fused.residual_norm(qkv, qkv, norm, 0.0, None),
+        fused.gelu(qkv, qkv[0]),
+    ):
+        (once,) = torch.autograd.grad(found.sin().sum(), qkv, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            once.sum().backward()

@@ -220,6 +220,16 @@ def test_fused_or_not_dropout_has_the_same_moments(monkeypatch: pytest.MonkeyPat
     assert_same_moments(mine, theirs)
 
 
+def test_autocast_narrows_the_products_only(dim: int) -> None:
+    encoder = made(dim=dim)
+    exact = encoder(everything())
+    with torch.autocast("cpu", torch.bfloat16):
+        found, last = encoder(everything()), encoder.last(everything())
+    assert found.dtype == last.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.1)
+    torch.testing.assert_close(last, found[everything().last()], rtol=0, atol=0.1)
+
+
 def test_places_count_from_the_end() -> None:
     """Prefixes of one sequence share no state: an item's place depends on what follows it."""
     encoder = made()
