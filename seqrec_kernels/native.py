@@ -21,6 +21,14 @@ from seqrec_kernels.types import SeenItems
 LIBRARY = Path(__file__).with_name("_cpu.so")
 CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
 
+# what the packages call; a library that was built in place before one of them was written lacks it
+OPERATORS = (
+    "cross_entropy_forward", "cross_entropy_one_pass", "cross_entropy_backward",
+    "rank", "topk", "select_scores", "select_keys", "contrast", "ascend_noise",
+    "attention_forward", "attention_backward", "norm_forward", "norm_backward",
+    "gelu_forward", "gelu_backward", "cuda_build", "force_kernels", "available_kernels",
+)  # fmt: skip
+
 
 def load(library: Path, name: str = "C++") -> str | None:
     """Registers the operators of ``library``; None, or why that is not possible."""
@@ -30,6 +38,12 @@ def load(library: Path, name: str = "C++") -> str | None:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
         return f"the {name} library does not load: {' '.join(str(error).split())}"
+    lacking = [o for o in OPERATORS if not hasattr(torch.ops.seqrec_native, o)]
+    if lacking:
+        return (
+            f"the {name} library is older than the package, without {', '.join(lacking)}; "
+            "pip install --no-build-isolation . builds it anew"
+        )
     return None
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from seqrec_kernels import backend, catalog_rank, native
+from seqrec_kernels import backend, catalog_rank, hard_negative_info_nce, native
 from seqrec_kernels.backend import choose, report
 
 OPERATORS = (
@@ -40,6 +41,25 @@ def test_a_file_that_is_no_library_is_a_reason_too(tmp_path: Path) -> None:
     assert reason is not None and "does not load" in reason and "\n" not in reason
 
 
+def test_a_library_from_before_an_operator_was_added_is_a_reason_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if (reason := native.MISSING) is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(native, "OPERATORS", (*native.OPERATORS, "written_later"))
+    monkeypatch.setattr(native, "MISSING", native.load(native.LIBRARY))
+    for operator in OPERATORS:
+        assert choose(operator, Q, E) == "blocked"
+        reason = report()[operator]["native"]
+        assert reason is not None and "\n" not in reason
+        assert "older than the package, without written_later; pip install" in reason
+
+
+def test_the_library_is_asked_for_all_its_operators() -> None:
+    schemas = (Path(__file__).resolve().parents[2] / "csrc" / "library.cpp").read_text()
+    assert set(native.OPERATORS) == set(re.findall(r'm\.def\(\s*"(\w+)\(', schemas))
+
+
 def test_where_it_is_built_it_is_what_runs() -> None:
     if (reason := native.MISSING) is not None:
         pytest.skip(reason)
@@ -59,3 +79,20 @@ def test_versions_can_be_forced_and_unknown_ones_not() -> None:
     with pytest.raises(ValueError, match=r"'mmx' does not run here; .*portable do"):
         with native.version("mmx"):
             pass
+
+
+def test_no_version_falls_back_to_the_portable_kernels() -> None:
+    """The contrastive kernels are found by the version's name: one that none of theirs begins would
+    run the portable ones, correctly and slowly."""
+    if (reason := native.MISSING) is not None:
+        pytest.skip(reason)
+    a, p, n = torch.randn(3, 64, 32).unbind()
+    bits = {}
+    for name in native.versions():
+        with native.version(name), backend("native"):
+            bits[name] = hard_negative_info_nce(a, p, n, focal_scale=8.0, reduction="none")
+    # one that multiplies, rounds and adds against those that round once
+    portable = bits.pop("portable")
+    assert not any(torch.equal(portable, found) for found in bits.values())
+    if "avx512_bf16" in bits:
+        assert torch.equal(bits["avx512_bf16"], bits["avx512"])
