@@ -170,3 +170,14 @@ def test_arguments_are_named_with_their_value() -> None:
     for kind, message, noise, options in cases:
         with pytest.raises(kind, match=message):
             ascend_noise(a, a, n, noise, **options)
+
+
+@pytest.mark.parametrize("name", ["blocked", "reference"])
+def test_autocast_is_ignored(name: str) -> None:
+    # bfloat16 has no room for a step of 1e-3 beside entries of 1
+    tensors, options = call(7, 9, 5, 4)
+    with backend(name):
+        expected = ascend_noise(*tensors, **options)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = ascend_noise(*tensors, **options)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)

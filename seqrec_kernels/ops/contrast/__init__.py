@@ -211,14 +211,16 @@ def ascend_noise(
 
     Returns:
         New noise, ``[E, D]`` in the noise's dtype (the steps are added up in float32). Nothing here
-        is differentiable: the result requires no gradient.
+        is differentiable: the result requires no gradient, and autocast is ignored.
 
     Raises:
         TypeError, ValueError: shape, dtype, device or number, named with its value.
 
     Source: FENRec (Huang et al., AAAI 2025) as coded; the scale-free form: ``ascend.py``.
     """
-    a, p, n, e = _operands(anchors, positives, negatives, checks.tensor("noise", noise))
+    # narrower noise would round a step away
+    with checks.no_autocast(checks.tensor("noise", noise).device.type):
+        a, p, n, e = _operands(anchors, positives, negatives, noise)
     assert e is not None
     first, second = _ids((anchor_ids, negative_ids), a, n)
     call = Ascent(
