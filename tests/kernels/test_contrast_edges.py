@@ -142,6 +142,17 @@ def test_small_losses_keep_their_digits() -> None:
 # ---- ids -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_more_ids_than_float32_counts() -> None:
+    # places 2**24 and 2**24 + 1 are one float32; only the second is the anchor's
+    ids = torch.arange(2**24 + 2)
+    negatives = torch.zeros(len(ids), 1)
+    negatives[-2:] = torch.tensor([[40.0], [80.0]])
+    one = torch.ones(1, 1)
+    loss = info_nce(one, 0 * one, negatives, anchor_ids=ids[-1:], negative_ids=ids)
+    assert float(loss) == pytest.approx(40, abs=1e-3)
+
+
 @pytest.mark.parametrize("value", [0, -1, -(2**63), 2**63 - 1, 2**24 + 1])
 def test_no_id_is_special_and_near_ones_differ(value: int) -> None:
     tensors, options = problem(3, 4, None, 5, ids=False)

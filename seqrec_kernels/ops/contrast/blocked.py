@@ -187,10 +187,11 @@ class _Scene:
 
 
 def _places(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Equal numbers for equal ids, ``[R, 1]`` and ``[K]`` float32."""
+    """Equal numbers for equal ids, ``[R, 1]`` and ``[K]``, in a float that holds them all."""
     assert problem.anchor_ids is not None and problem.negative_ids is not None
     ids = torch.cat([problem.anchor_ids, problem.negative_ids])
-    places = torch.searchsorted(ids.sort()[0], ids).to(torch.float32)
+    exact = torch.float32 if ids.shape[0] <= 2**24 else torch.float64
+    places = torch.searchsorted(ids.sort()[0], ids).to(exact)
     rows = problem.anchor_ids.shape[0]
     return places[:rows, None], places[rows:]
 
