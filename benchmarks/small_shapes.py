@@ -18,6 +18,7 @@ import torch
 
 from benchmarks._common import is_ours
 from benchmarks.run import DTYPES, FAMILIES
+from benchmarks.test_sampled import Shape as Sampled
 from seqrec_kernels import backend, hard_negative_info_nce
 
 # D: one that fills no block, one that fills it, one that goes through in chunks; the other numbers
@@ -27,6 +28,11 @@ SHAPES = {
     "catalog_rank": [(70, 1003, 50), (70, 1003, 256)],
     "catalog_topk": [(70, 1003, 50), (70, 1003, 256)],
     "contrast": [(70, 33, 50), (70, 33, 256)],
+    "sampled": [
+        Sampled("softmax", 70, 33, 1003, 50),
+        Sampled("bce", 70, 33, 1003, 256),
+        Sampled("bpr", 70, 133, 1003, 50, shared=True),
+    ],
 }
 
 

@@ -31,6 +31,11 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
         "int items, Tensor? seen_offsets, Tensor? seen_ids, Tensor? seen_rows, Tensor(a!) keys) "
         "-> ()");
     m.def("select_keys(Tensor keys, int first_item, Tensor(a!) scores, Tensor(b!) ids) -> ()");
+    m.def(
+        "sampled(Tensor queries, Tensor items, Tensor positives, Tensor negatives, Tensor? log_q, "
+        "str loss, float temperature, float beta, bool drop_hits, Tensor? upstream, int workspace, "
+        "Tensor(a!) losses, Tensor(b!) counts, Tensor(c!)? d_queries, Tensor(d!)? d_items, "
+        "Tensor(e!)? d_log_q) -> ()");
     m.def("cuda_build() -> str");
     m.def(
         "contrast(Tensor anchors, Tensor positives, Tensor negatives, Tensor? noise, "

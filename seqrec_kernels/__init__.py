@@ -18,6 +18,7 @@ from seqrec_kernels.ops.contrast import (
     hard_negative_info_nce,
     info_nce,
 )
+from seqrec_kernels.ops.sampled import bce_loss, bpr_loss, sampled_softmax_loss
 from seqrec_kernels.types import Rank, SeenItems, TopK
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "TopK",
     "ascend_noise",
     "backend",
+    "bce_loss",
+    "bpr_loss",
     "catalog_cross_entropy",
     "catalog_rank",
     "catalog_topk",
@@ -34,4 +37,5 @@ __all__ = [
     "info_nce",
     "nn",
     "rank_metrics",
+    "sampled_softmax_loss",
 ]

@@ -91,18 +91,23 @@ def targets(value: object, queries: Tensor) -> Tensor:
 
 def item_bias(value: object, queries: Tensor, items: Tensor) -> Tensor | None:
     """A bias a row of ``items``: float32 ``[V]``, float64 beside float64 queries."""
+    return item_vector("item_bias", value, queries, items)
+
+
+def item_vector(name: str, value: object, queries: Tensor, items: Tensor) -> Tensor | None:
+    """A number a row of ``items``, as ``item_bias`` is."""
     if value is None:
         return None
-    bias = tensor("item_bias", value)
+    vector = tensor(name, value)
     expected = torch.float64 if queries.dtype == torch.float64 else torch.float32
-    if bias.dtype != expected:
+    if vector.dtype != expected:
         raise TypeError(
-            f"item_bias must be {expected} beside queries of {queries.dtype}, not {bias.dtype}"
+            f"{name} must be {expected} beside queries of {queries.dtype}, not {vector.dtype}"
         )
-    if bias.shape != (items.shape[0],):
-        raise ValueError(f"item_bias must be [{items.shape[0]}], not {tuple(bias.shape)}")
-    same_device("item_bias", bias, queries)
-    return bias
+    if vector.shape != (items.shape[0],):
+        raise ValueError(f"{name} must be [{items.shape[0]}], not {tuple(vector.shape)}")
+    same_device(name, vector, queries)
+    return vector
 
 
 def seen_items(value: object, queries: Tensor) -> SeenItems | None:

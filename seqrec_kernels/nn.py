@@ -9,10 +9,18 @@ import torch
 from torch import Tensor
 
 from seqrec_kernels import checks
-from seqrec_kernels.ops import contrast
+from seqrec_kernels.ops import contrast, sampled
 from seqrec_kernels.ops.catalog_cross_entropy import catalog_cross_entropy
 
-__all__ = ["CatalogCrossEntropy", "FocalInfoNCE", "HardNegativeInfoNCE", "InfoNCE"]
+__all__ = [
+    "BCELoss",
+    "BPRLoss",
+    "CatalogCrossEntropy",
+    "FocalInfoNCE",
+    "HardNegativeInfoNCE",
+    "InfoNCE",
+    "SampledSoftmaxLoss",
+]
 
 
 class CatalogCrossEntropy(torch.nn.Module):
@@ -157,5 +165,88 @@ class HardNegativeInfoNCE(_Contrast):
             mix_weight=mix_weight,
             form=form,
             temperature=temperature,
+            reduction=reduction,
+        )
+
+
+class _Sampled(torch.nn.Module):
+    """A loss against sampled negatives with its numbers fixed."""
+
+    def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
+        super().__init__()
+        sampled.numbers(**options)
+        self._function = function
+        self._options = options
+
+    def forward(
+        self,
+        queries: Tensor,
+        items: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        **log_q: Tensor | None,
+    ) -> Tensor:
+        """The loss of ``queries [M, D]`` against rows of ``items [V, D]``; see the function."""
+        return self._function(queries, items, positives, negatives, **log_q, **self._options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+
+
+class BCELoss(_Sampled):
+    """``bce_loss`` with its numbers fixed; it owns no parameters.
+
+    Args:
+        beta, temperature, drop_hits, reduction: as in the function.
+    """
+
+    def __init__(
+        self,
+        *,
+        beta: float = 1.0,
+        temperature: float = 1.0,
+        drop_hits: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            sampled.bce_loss,
+            beta=beta,
+            temperature=temperature,
+            drop_hits=drop_hits,
+            reduction=reduction,
+        )
+
+
+class BPRLoss(_Sampled):
+    """``bpr_loss`` with its numbers fixed; it owns no parameters.
+
+    Args:
+        temperature, drop_hits, reduction: as in the function.
+    """
+
+    def __init__(
+        self, *, temperature: float = 1.0, drop_hits: bool = False, reduction: str = "mean"
+    ) -> None:
+        super().__init__(
+            sampled.bpr_loss, temperature=temperature, drop_hits=drop_hits, reduction=reduction
+        )
+
+
+class SampledSoftmaxLoss(_Sampled):
+    """``sampled_softmax_loss`` with its numbers fixed; it owns no parameters.
+
+    A call takes ``log_q`` too.
+
+    Args:
+        temperature, drop_hits, reduction: as in the function.
+    """
+
+    def __init__(
+        self, *, temperature: float = 1.0, drop_hits: bool = False, reduction: str = "mean"
+    ) -> None:
+        super().__init__(
+            sampled.sampled_softmax_loss,
+            temperature=temperature,
+            drop_hits=drop_hits,
             reduction=reduction,
         )

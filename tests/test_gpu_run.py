@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_run.sh"
-FAMILIES = ("catalog_cross_entropy", "catalog_rank", "catalog_topk", "contrast")
+FAMILIES = ("catalog_cross_entropy", "catalog_rank", "catalog_topk", "contrast", "sampled")
 
 
 def run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -55,6 +55,16 @@ static inline Vec zero_where_below(Vec x, Vec low, Vec a) {
     return {_mm256_and_ps(_mm256_cmp_ps(x.v, low.v, _CMP_NLT_UQ), a.v)};
 }
 
+// Number i: the sum of the numbers of a[i].
+static inline Vec sums_of(const Vec (&a)[8]) {
+    const __m256 first = _mm256_hadd_ps(_mm256_hadd_ps(a[0].v, a[1].v),
+                                        _mm256_hadd_ps(a[2].v, a[3].v));
+    const __m256 second = _mm256_hadd_ps(_mm256_hadd_ps(a[4].v, a[5].v),
+                                         _mm256_hadd_ps(a[6].v, a[7].v));
+    return {_mm256_add_ps(_mm256_permute2f128_ps(first, second, 0x20),
+                          _mm256_permute2f128_ps(first, second, 0x31))};
+}
+
 // a times 2^n, n the integer in the low bits of `shifted`.
 static inline Vec add_exponent(Vec a, Vec shifted) {
     const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);

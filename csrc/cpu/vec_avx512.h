@@ -62,6 +62,30 @@ static inline Vec zero_where_below(Vec x, Vec low, Vec a) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, low.v, _CMP_NLT_UQ), a.v)};
 }
 
+// Number i: the sum of the numbers of a[i].  Halves of registers are folded into those of one register
+// for two, and so on: 31 shuffles in all.
+static inline Vec sums_of(const Vec (&a)[16]) {
+    __m512 eight[8], four[4], two[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+        eight[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[i].v, a[i + 8].v, 0x44),
+                                 _mm512_shuffle_f32x4(a[i].v, a[i + 8].v, 0xEE));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(eight[i], eight[i + 4], 0x88),
+                                _mm512_shuffle_f32x4(eight[i], eight[i + 4], 0xDD));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+        two[i] = _mm512_add_ps(_mm512_unpacklo_ps(four[2 * i], four[2 * i + 1]),
+                               _mm512_unpackhi_ps(four[2 * i], four[2 * i + 1]));
+    }
+    const __m512 one = _mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x44),
+                                     _mm512_shuffle_ps(two[0], two[1], 0xEE));
+    return {_mm512_shuffle_f32x4(one, one, 0xD8)};  // its quarters are of rows 0, 8, 4, 12 and on
+}
+
 // a times 2^n, n the integer in the low bits of `shifted`.
 static inline Vec add_exponent(Vec a, Vec shifted) {
     const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);

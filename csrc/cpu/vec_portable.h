@@ -70,6 +70,13 @@ static inline Vec zero_where_below(Vec x, Vec low, Vec a) {
     return choose(x.v < low.v, all(0.0f), a);
 }
 
+// Number i: the sum of the numbers of a[i].
+static inline Vec sums_of(const Vec (&a)[4]) {
+    Vec sums;
+    for (int i = 0; i < 4; ++i) sums.v[i] = (a[i].v[0] + a[i].v[1]) + (a[i].v[2] + a[i].v[3]);
+    return sums;
+}
+
 // a times 2^n, n the integer in the low bits of `shifted`.
 static inline Vec add_exponent(Vec a, Vec shifted) {
     typedef uint32_t Bits __attribute__((vector_size(16)));

@@ -29,7 +29,7 @@ from seqrec_kernels import checks
 
 __all__ = ["RegisteredLoss", "schema"]
 
-_SCHEMA = {Tensor: "Tensor", int: "SymInt", float: "float", str: "str"}
+_SCHEMA = {Tensor: "Tensor", int: "SymInt", float: "float", bool: "bool", str: "str"}
 
 
 def schema(call: type[Any]) -> str:

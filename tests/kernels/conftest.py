@@ -16,9 +16,12 @@ from seqrec_kernels.ops.catalog_rank import blocked as rank
 from seqrec_kernels.ops.catalog_topk import blocked as topk
 from seqrec_kernels.ops.contrast import ascend
 from seqrec_kernels.ops.contrast import blocked as contrast
+from seqrec_kernels.ops.sampled import blocked as sampled
 
 # bytes for the compiled loss: one row block at a time, several at a time, too little for one pass
 WORKSPACES = {"blocks": 2**18, "whole": 2**23, "recompute": 2**10}
+
+TORCH = ("test_catalog_", "test_contrast", "test_sampled")
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +31,11 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def torch_path(request: pytest.FixtureRequest) -> Iterator[None]:
-    """test_catalog_* and test_contrast* test the torch path, also where a faster one would run.
+    """The files named in TORCH test the torch path, also where a faster one would run.
 
     The compiled paths and the Triton ones have files of their own.
     """
-    if request.node.path.name.startswith(("test_catalog_", "test_contrast")):
+    if request.node.path.name.startswith(TORCH):
         with backend("blocked"):
             yield
     else:
@@ -85,6 +88,7 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(topk, "_KEYS", 100)
     monkeypatch.setattr(contrast, "TILES", contrast.Tiles(floats=1, least_rows=3, most_rows=3))
     monkeypatch.setattr(ascend, "FLOATS", 40)
+    monkeypatch.setattr(sampled, "TILES", sampled.Tiles(floats=1, most_rows=3))
     return None
 
 

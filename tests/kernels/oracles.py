@@ -112,6 +112,51 @@ def contrast(
     return losses.sum() / (max(rows, 1) if reduction == "mean" else 1)
 
 
+def sampled(
+    loss: str,
+    queries: Tensor,
+    items: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    *,
+    temperature: float = 1.0,
+    log_q: Tensor | None = None,
+    drop_hits: bool = False,
+    reduction: str = "mean",
+    beta: float = 1.0,
+) -> Tensor:
+    """The sampled losses, row by row and negative by negative."""
+
+    def plus(x: Tensor) -> Tensor:
+        return torch.logaddexp(x, torch.zeros_like(x))
+
+    def logit(row: int, item: int) -> Tensor:
+        x = queries[row].dot(items[item]) / temperature
+        return x if log_q is None else x - log_q[item]
+
+    losses, counted = [], 0
+    for row in range(queries.shape[0]):
+        own = int(positives[row])
+        among = negatives if negatives.dim() == 1 else negatives[row]
+        others = [int(n) for n in among if int(n) != -1 and not (drop_hits and int(n) == own)]
+        if own == -1 or not others:
+            losses.append(queries[row].sum() * 0)
+            continue
+        counted += 1
+        a, b = logit(row, own), torch.stack([logit(row, n) for n in others])
+        if loss == "bce":
+            losses.append(beta * plus(-a) + plus(b).sum())
+        elif loss == "bpr":
+            losses.append(plus(b - a).mean())
+        else:
+            losses.append(torch.cat([a[None], b]).logsumexp(0) - a)
+    stacked = torch.stack(losses) if losses else queries.sum() + torch.zeros(0, dtype=queries.dtype)
+    stacked = stacked + 0 * items.sum() + (0 if log_q is None else 0 * log_q.sum())
+    if reduction == "none":
+        return stacked
+    return stacked.sum() / (max(counted, 1) if reduction == "mean" else 1)
+
+
 def length(x: Tensor) -> Tensor:
     """Norms of the last dimension, kept; 0 with gradient 0 for a vector of zeros."""
     square = x.square().sum(-1, keepdim=True)

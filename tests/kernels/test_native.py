@@ -17,6 +17,7 @@ OPERATORS = (
     "catalog_topk",
     "contrast",
     "ascend_noise",
+    "sampled",
 )
 Q, E = torch.ones(1, 2), torch.ones(3, 2)
 

@@ -12,9 +12,9 @@ import seqrec_kernels
 from seqrec_kernels import SeenItems
 
 PUBLIC = {
-    "Rank", "SeenItems", "TopK", "ascend_noise", "backend", "catalog_cross_entropy",
-    "catalog_rank", "catalog_topk", "focal_info_nce", "hard_negative_info_nce", "info_nce", "nn",
-    "rank_metrics",
+    "Rank", "SeenItems", "TopK", "ascend_noise", "backend", "bce_loss", "bpr_loss",
+    "catalog_cross_entropy", "catalog_rank", "catalog_topk", "focal_info_nce",
+    "hard_negative_info_nce", "info_nce", "nn", "rank_metrics", "sampled_softmax_loss",
 }  # fmt: skip
 
 
@@ -57,6 +57,11 @@ def test_the_signatures_of_the_contract() -> None:
         "anchors, positives, negatives, noise, *anchor_ids=None, *negative_ids=None, "
         "*temperature=1.0, *steps=4, *step_size=0.001"
     )
+    sampled = "queries, items, positives, negatives, *temperature=1.0, *log_q=None, "
+    sampled += "*drop_hits=False, *reduction='mean'"
+    assert signature(seqrec_kernels.sampled_softmax_loss) == sampled
+    assert signature(seqrec_kernels.bpr_loss) == sampled
+    assert signature(seqrec_kernels.bce_loss) == sampled + ", *beta=1.0"
     assert signature(seqrec_kernels.rank_metrics) == "rank, ks=(5, 10, 20), ties='mean'"
     assert signature(seqrec_kernels.SeenItems) == "offsets, ids, rows=None"
 
