@@ -192,18 +192,23 @@ def labels(rows: Sequence[Sequence[Finished]]) -> list[str]:
 
 
 def _told_apart(rows: Sequence[Sequence[Finished]]) -> list[str]:
-    """By preset, else by up to three settings, else by directory."""
+    """By preset, else by up to three settings, else by directory: no two alike."""
     presets = [row[0].result.get("preset") or "" for row in rows]
     settings = [row[0].settings() for row in rows]
     names = dict.fromkeys(name for one in settings for name in one)
     differing = [n for n in names if len({repr(one.get(n)) for one in settings}) > 1]
     by_value = [" ".join(f"{n}={one.get(n)}" for n in differing) for one in settings]
-    for told in (presets, by_value if len(differing) <= 3 else []):
+    places = [_place(row) for row in rows]
+    for told in (presets, by_value if len(differing) <= 3 else [], places):
         if len(set(told)) == len(rows):
             return told
-    return [_place(row) for row in rows]
+    # seeds of several rows lie in one folder: the row of this run
+    return [str(row[0].directory) for row in rows]
 
 
 def _place(row: Sequence[Finished]) -> str:
     """The directory of a run, or the one that holds a row's runs."""
-    return os.path.commonpath([run.directory for run in row]) or "."
+    named = [run.directory for run in row]
+    if len({path.is_absolute() for path in named}) > 1:  # these two kinds have nothing in common
+        named = [path.absolute() for path in named]
+    return os.path.commonpath(named) or "."

@@ -79,6 +79,29 @@ def test_a_row_is_named_by_no_more_than_tells_it_apart(runs: dict[str, Path]) ->
     assert table.rows[0].label == "sasrec"
 
 
+def test_rows_that_share_a_folder_keep_names_of_their_own(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many settings to tell them by, and seeds of both rows in one folder."""
+    of = {"a-0": "seed-0", "a-5": "seed-5", "b-3": "wide", "b-4": "wide"}
+    paths = {name: Path(shutil.copytree(runs[run], tmp_path / name)) for name, run in of.items()}
+    for seed in (3, 4):
+        path = paths[f"b-{seed}"]
+        text = (path / "config.toml").read_text()
+        for old, new in {"epochs = 3": "epochs = 4", "batch = 16": "batch = 8"}.items():
+            text = text.replace(old, new)
+        text = text.replace("patience = 10", "patience = 9").replace("seed = 3", f"seed = {seed}")
+        (path / "config.toml").write_text(text)
+        change_result(path, lambda result, seed=seed: result.update(seed=seed))
+    monkeypatch.chdir(tmp_path)
+    for first in (paths["a-0"], Path("a-0")):  # absolute, and relative among absolute ones
+        (table,) = seqrec.compare([first, *list(paths.values())[1:]])
+        one, two = (row for row in table.rows if row.runs)
+        assert (one.seeds, two.seeds) == ([0, 5], [3, 4]) and one.label != two.label
+        (found,) = (row.differences["NDCG@10"] for row in (one, two) if row.differences)
+        assert found.value and found.low is not None and found.low < found.value < found.high
+
+
 def test_one_setting_with_one_seed_twice_is_no_sample_of_seeds(
     runs: dict[str, Path], copied: Callable[[str, str], Path]
 ) -> None:
