@@ -183,8 +183,7 @@ class Config:
         """
         layers = _Layers()
         layers.put_tables(read_toml(text, where), where)
-        method = layers.values.get("method.name", "")
-        layers.values = {n: value for n, value in layers.values.items() if _KEYS[n].read_by(method)}
+        layers.leave_to_others(str(layers.values.get("method.name", "")), where)
         return layers.build(where)
 
 
@@ -256,6 +255,7 @@ def load_config(
                 if name not in ("path", "sha256", "roles_sha256")
             }
         layers.put_tables(tables, str(file))
+        layers.leave_to_others(method, str(file))
     if isinstance(sets, Mapping):
         for name, value in sets.items():
             layers.put_asked(name, value, f"--set {name}={value}")
@@ -268,13 +268,8 @@ def load_config(
     for name, value in (flags or {}).items():
         if value is not None:
             layers.put(name, value, f"{flag_of(name)} {value}")
-    config = layers.build("--config")
-    if config.method.name != method:
-        where = layers.origins["method.name"]
-        raise UsageError(
-            f"method.name is {config.method.name!r}", where, f"the command trains {method}"
-        )
-    return config
+    layers.check_trains(method)
+    return layers.build("--config")
 
 
 def flag_of(name: str) -> str:
@@ -313,6 +308,26 @@ class _Layers:
                 raise UsageError(f"{table} is {content!r}", where, f"must be a table: [{table}]")
             for name, value in content.items():
                 self.put(f"{table}.{name}", value, where)
+
+    def check_trains(self, method: str) -> None:
+        """Refuse what names another method than the command."""
+        name, where = self.values["method.name"], self.origins["method.name"]
+        check_method(name, where)
+        if name != method:
+            raise UsageError(f"method.name is {name!r}", where, f"the command trains {method}")
+
+    def leave_to_others(self, method: str, where: str) -> None:
+        """Take out what a run's own configuration says of other methods.
+
+        Runs of earlier versions wrote such keys down as well. A file that names no method is
+        nobody's but the user's, who would set them in vain.
+        """
+        if self.origins.get("method.name") != where:
+            return
+        self.check_trains(method)
+        others = [n for n in self.values if not _KEYS[n].read_by(method)]
+        for name in others:
+            del self.values[name]
 
     def build(self, where: str) -> Config:
         """The configuration, once the values are known to fit together."""

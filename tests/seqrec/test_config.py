@@ -298,6 +298,25 @@ def test_a_run_of_an_earlier_version_may_name_a_key_of_another_method() -> None:
     assert Config.from_toml(earlier, "config.toml") == config
 
 
+def test_the_configuration_of_an_earlier_run_is_a_config_file(tmp_path: Path) -> None:
+    text = load_config("sasrec", flags=DATA).to_toml()
+    earlier = write(
+        tmp_path / "c.toml", text.replace("[method]\n", "[method]\nwarmup_epochs = 0\n")
+    )
+    assert load_config("sasrec", file=earlier, flags=DATA) == load_config("sasrec", flags=DATA)
+
+
+@pytest.mark.parametrize("of", ["sasrec", "icsrec", "fenrec"])
+def test_the_configuration_of_another_method_s_run_is_refused_by_its_name(
+    tmp_path: Path, of: str
+) -> None:
+    file = write(tmp_path / "run.toml", load_config(of, flags=DATA).to_toml())
+    for method in {"sasrec", "icsrec", "fenrec", "cl4srec"} - {of}:
+        with pytest.raises(UsageError) as caught:
+            load_config(method, file=file, flags=DATA)
+        assert str(caught.value) == f"method.name is '{of}' ({file}); the command trains {method}"
+
+
 def test_a_key_of_another_method_is_refused_wherever_it_stands(
     tmp_path: Path, preset_folder: Path
 ) -> None:
