@@ -48,7 +48,9 @@ def read_roles(path: str, log: InteractionLog) -> Roles:
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", "data.roles") from error
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}", "data.roles", "name a file of `user role`"
+        ) from error
     rows = {user: u for u, user in enumerate(log.users)}
     codes = np.full(log.n_users, -1, dtype=np.int64)
     for number, line in enumerate(check_text(raw, path).decode().split("\n"), start=1):

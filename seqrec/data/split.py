@@ -172,7 +172,14 @@ def by_user(log: InteractionLog, seed: int = 0, roles: str = "") -> Split:
         cuts = [len(dealt) * 7 // 10, len(dealt) * 7 // 10 + len(dealt) * 2 // 10]
         _, valid, test = (np.sort(part) for part in np.split(order, cuts))
         drawn = {"split_seed": seed}
-    _enough(log, min(len(valid), len(test)), "by-user holds out 10 % of the users with 3 events")
+    _enough(
+        log,
+        min(len(valid), len(test)),
+        "give 2 users with 3 events or more the role `valid` and 2 `test`"
+        if roles
+        else "by-user tests on 10 % of the users with 3 events or more",
+        where=roles,
+    )
     trains = np.ones(log.n_users, dtype=bool)
     trains[valid] = trains[test] = False
     starts, ends = log.offsets[:-1], log.offsets[1:]
@@ -243,11 +250,11 @@ def _places_before(log: InteractionLog, moment: float) -> np.ndarray:
     return log.offsets[:-1] + np.diff(counted[log.offsets])
 
 
-def _enough(log: InteractionLog, count: int, needs: str) -> None:
+def _enough(log: InteractionLog, count: int, needs: str, where: str = "") -> None:
     if count < 2:
         raise UsageError(
             f"{count} of {log.n_users} users can be evaluated, at least 2 are needed",
-            log.file,
+            where or log.file,
             needs,
         )
 

@@ -139,8 +139,12 @@ def test_roles_from_a_file(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=what) as caught:
             split_log(log, "by-user", roles=str(path))
         assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"cannot be read.* \(data.roles\); name a file"):
         split_log(log, "by-user", roles=str(tmp_path / "none"))
+    path.write_text("\n".join(f"{user} train" for user in log.users))
+    with pytest.raises(UsageError, match=r"0 of 8 users.* `valid` and 2 `test`") as caught:
+        split_log(log, "by-user", roles=str(path))
+    assert str(path) in str(caught.value)  # the log is not at fault
     with pytest.raises(UsageError, match="only by-user has roles"):
         load_config("sasrec", sets={"data.roles": "x"}, flags={"data.path": "-"})
 
