@@ -102,9 +102,12 @@ class BuildNative(build_ext):
     def build_cuda(self, ext: CudaLibrary) -> None:
         """Compiles and links in one call; what nvcc and ptxas say is left in ``nvcc.log``."""
         output = Path(self.get_ext_fullpath(ext.name))
-        if not (self.force or newer_group([*ext.sources, *ext.depends], str(output))):
-            return
         folder = Path(self.build_temp, "cuda")
+        # which chips that file is for: the dates of sources do not tell
+        told = folder / f"{output.as_posix().replace('/', '-')}.txt"
+        fresh = told.exists() and told.read_text() == ext.description
+        if fresh and not (self.force or newer_group([*ext.sources, *ext.depends], str(output))):
+            return
         for needed in (folder, output.parent):
             needed.mkdir(parents=True, exist_ok=True)
         if not any(Path(path, "libtorch_cuda.so").exists() for path in ext.library_dirs):
@@ -137,6 +140,7 @@ class BuildNative(build_ext):
             said = [line for line in done.stdout.splitlines() if line.strip()]
             errors = [line for line in said if "error" in line] or said[-1:] or ["it says nothing"]
             raise CompileError(f"nvcc fails with status {done.returncode}: {errors[0]}")
+        told.write_text(ext.description)
 
 
 def host(environ: Environment) -> Extension:

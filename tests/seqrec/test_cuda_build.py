@@ -291,6 +291,22 @@ def test_two_cudas_in_one_process_are_refused(
     assert SETUP.cuda(tools(release="12.4")).description.endswith("by nvcc 12.4")
 
 
+def test_it_is_built_anew_for_other_chips(
+    tools: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = tools()
+    nvcc = tmp_path / "home" / "bin" / "nvcc"
+    # it writes the chips into the file it is asked for
+    nvcc.write_text(nvcc.read_text().replace("*)", '-shared*) echo "$*" >"$3"; exit ;; *)'))
+    library = tmp_path / "lib" / "seqrec_kernels" / "_cuda.so"
+    for chips, anew in (("8.0", True), ("8.0", False), ("9.0a", True)):
+        if library.exists():
+            library.write_text(library.read_text() + "old")
+        build(tmp_path, SETUP.cuda({**environ, "SEQREC_CUDA_ARCHITECTURES": chips}), monkeypatch)
+        assert ("old" not in library.read_text()) == anew
+        assert f"arch=compute_{chips.replace('.', '')}," in library.read_text()
+
+
 def test_a_compiler_that_fails_leaves_it_out(
     tools: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
