@@ -23,6 +23,7 @@ static inline Vec all(float a) { return {Floats{a, a, a, a}}; }
 static inline Vec add(Vec a, Vec b) { return {a.v + b.v}; }
 static inline Vec sub(Vec a, Vec b) { return {a.v - b.v}; }
 static inline Vec mul(Vec a, Vec b) { return {a.v * b.v}; }
+static inline Vec divide(Vec a, Vec b) { return {a.v / b.v}; }
 
 // Two roundings, in both forms: their bits must agree.
 static inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
