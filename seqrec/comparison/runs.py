@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import os
 import zipfile
 from collections.abc import Sequence
@@ -21,6 +23,15 @@ from seqrec.run import Run
 # What says nothing about what was trained: where it ran, and how results are kept and computed.
 _APART = {"training.seed", "training.device", "training.save_every", "evaluation.batch"}
 _TABLES_APART = ("data", "preset")  # a table has one of the former; the latter only names settings
+# What `compare` reads of a result.json.
+_NEEDED: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("metrics.test", "metrics.valid", "baselines", "hardware"), dict),
+    **dict.fromkeys(("protocol.id", "protocol.ties", "protocol.select", "method"), str),
+    **dict.fromkeys(("data.file", "data.sha256"), str),
+    **dict.fromkeys(("data.users", "data.items", "data.interactions"), int),
+    **dict.fromkeys(("protocol.users_evaluated", "seed", "best_epoch", "epochs_run"), int),
+    "timing.train_seconds": (int, float),
+}
 # What is made of a log: other data, as far as figures go, than the same file without it.
 _USED = ("min_user", "min_item", "repeats", "split_seed", "roles_sha256")
 
@@ -110,14 +121,14 @@ def read(directory: Path) -> Finished:
     result = run.result
     where = directory / rundir.RESULT
     try:
-        told = (
-            *(result["metrics"]["test"], result["metrics"]["valid"], result["baselines"]),
-            *(result["protocol"][name] for name in ("id", "ties", "select", "users_evaluated")),
-            *(result["data"][name] for name in ("file", "sha256", "users", "items")),
-            *(result["data"]["interactions"], result["method"], result["seed"]),
-            *(result["best_epoch"], result["epochs_run"], result["timing"]["train_seconds"]),
-        )
-        finite = all(np.isfinite(list(part.values())).all() for part in told[:2])
+        for needed, kind in _NEEDED.items():
+            value = functools.reduce(operator.getitem, needed.split("."), result)
+            if not isinstance(value, kind):
+                raise TypeError(f"{needed} is {value!r}")
+        parts = [result["metrics"][part] for part in ("test", "valid")]
+        if not parts[0] or parts[0].keys() != parts[1].keys():
+            raise LookupError("validation and test have other metrics")
+        finite = all(np.isfinite(list(part.values())).all() for part in parts)
     except (LookupError, TypeError, AttributeError) as error:
         raise UsageError(
             f"the result is damaged: {type(error).__name__} {error}",

@@ -274,6 +274,14 @@ def other_users(directory: Path) -> None:
     Ranks(ranks.users + 1, ranks.greater, ranks.equal).save(path)
 
 
+def other_kinds(directory: Path) -> None:
+    change_result(directory, lambda r: r["timing"].update(train_seconds="long"))
+
+
+def nothing_validated(directory: Path) -> None:
+    change_result(directory, lambda r: r["metrics"].update(valid={}))
+
+
 def not_a_number(directory: Path) -> None:
     change_result(directory, lambda r: r["metrics"]["test"].update({"HR@10": float("nan")}))
 
@@ -285,6 +293,8 @@ def not_a_number(directory: Path) -> None:
         (damage("result.json", b'{"metrics": '), ("cannot be read", "result.json"), []),
         (damage("result.json", b"[]"), ("the result is damaged", "result.json"), []),
         (damage("result.json", b'{"metrics": {}}'), ("the result is damaged", "test"), []),
+        (other_kinds, ("the result is damaged", "timing.train_seconds is 'long'"), []),
+        (nothing_validated, ("the result is damaged", "other metrics"), []),
         (not_a_number, ("no number", "result.json"), []),
         (damage("config.toml", None), ("no run in", "config.toml"), []),
         (damage("ranks/test.npz", b"PK"), ("the ranks cannot be read", "test.npz"), []),
