@@ -31,6 +31,7 @@ from seqrec.run import Histories, Run, cut, load_log, read_data
 from seqrec.training.finish import judged
 from seqrec.training.plan import plan
 from seqrec.training.progress import Progress
+from seqrec.training.state import Counters
 from seqrec.training.trainer import Trainer
 
 
@@ -237,6 +238,8 @@ def _run(
         )
         trainer.run()
         shown.close()
+        for remark in _warmup_remark(config, trainer.counters):
+            shown.line(f"seqrec: {remark}")
         result = judged(directory, config, log, split, trainer.counters, device)
         trainer.journal.write(
             "end",
@@ -274,6 +277,21 @@ def _preset_remark(config: Config) -> list[str]:
         return []
     other = "" if made_for(preset.sha256, config.data.sha256) else ", made for other data than this"
     return [f"preset {preset.name}{other}"]
+
+
+def _warmup_remark(config: Config, counters: Counters) -> list[str]:
+    """Whether the weights that are kept have not seen the method's own loss."""
+    method, warmup = config.method.name, config.method.warmup_epochs
+    if counters.best_epoch > warmup:
+        return []
+    if counters.epoch > warmup:
+        return [
+            f"no epoch of {method}'s own loss was better than warm-up epoch {counters.best_epoch}"
+        ]
+    return [
+        f"training ended in epoch {counters.epoch} of a warm-up of {warmup}: {method}'s own loss "
+        "never began (training.epochs, training.patience, method.warmup_epochs)"
+    ]
 
 
 def _is_synthetic(path: str) -> bool:

@@ -11,9 +11,12 @@ from safetensors.torch import load_file
 from test_resume import Killed, assert_same
 
 import seqrec
+from seqrec.api import _warmup_remark
+from seqrec.config import load_config
 from seqrec.methods.contrastive import ContrastiveMethod
 from seqrec.run import Run
 from seqrec.training.journal import read_journal
+from seqrec.training.state import Counters
 
 # one epoch of warm-up and one after it, a state saved after each of the few steps
 SETS: dict[str, Any] = SETTINGS | {
@@ -104,6 +107,31 @@ def test_what_a_run_writes_down(whole: Run) -> None:
     # the two rows that are no items are never recommended
     (row,) = whole.recommend_rows([("u", ["i1"])], k=100)
     assert len(row["items"]) == 19
+
+
+def test_a_run_without_the_method_s_own_loss_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for warmup, said in ((3, "ended in epoch 1 of a warm-up of 3: fenrec's own loss"), (0, "")):
+        sets = SETS | {"method.warmup_epochs": warmup, "training.epochs": 1}
+        seqrec.train("fenrec", LOG, tmp_path / str(warmup), sets=sets)
+        err = capfd.readouterr().err
+        assert said in err and ("warm-up" in err) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("best", "epochs", "said"),
+    [(2, 3, "never began"), (2, 4, "better than warm-up epoch 2"), (4, 5, "")],
+)
+def test_which_loss_the_kept_weights_have_seen(best: int, epochs: int, said: str) -> None:
+    config = load_config("fenrec", sets={"method.warmup_epochs": 3}, flags={"data.path": "-"})
+    remarks = _warmup_remark(config, Counters(epoch=epochs, best_epoch=best))
+    assert len(remarks) == bool(said) and all(said in remark for remark in remarks)
+
+
+def test_by_default_the_warm_up_alone_ends_no_run() -> None:
+    config = load_config("fenrec", flags={"data.path": "-"})
+    assert config.training.patience > config.method.warmup_epochs
 
 
 @pytest.mark.slow
