@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -93,14 +94,29 @@ Command, configuration and data are checked before anything is created."""
 
     def more(self) -> str:
         from seqrec.config import settable
+        from seqrec.methods import METHODS
+        from seqrec.preset import own_defaults, preset_names
 
-        lines = ["configuration: defaults < preset < --config < --set < named flags"]
-        for key in settable():
-            default = (
-                ",".join(map(str, key.default)) if key.kind == tuple[int, ...] else key.default
-            )
+        keys = {key.name: key for key in settable()}
+        lines = [
+            "configuration: defaults < the method's own < preset < --config < --set < named flags",
+            "(--dry-run prints what they come to)",
+        ]
+        for key in keys.values():
+            values = f": {key.allowed}" if key.kind is str and key.rule else ""
             only = f" ({', '.join(key.methods)})" if key.methods else ""
-            lines.append(f"  {key.name:<26} {default!s:<14} {key.help}{only}")
+            lines.append(f"  {key.name:<26} {_typed(key.default):<14} {key.help}{values}{only}")
+        lines.append("\nwhat the methods' own defaults change:")
+        for method in METHODS:
+            own = [
+                f"{name}={_typed(value)}"
+                for name, value in own_defaults(method).items()
+                if value != keys[name].default
+            ]
+            lines += _wrapped(method, own)
+        lines.append("\npresets:")
+        for method in METHODS:
+            lines += _wrapped(method, preset_names(method))
         return super().more() + "\n" + "\n".join(lines) + "\n"
 
     def run(self, args: argparse.Namespace) -> None:
@@ -324,6 +340,24 @@ on this machine and why the faster ones do not."""
 COMMANDS: tuple[Command, ...] = (
     *(Train(), Resume(), Evaluate(), Recommend(), Compare(), Data(), Doctor()),
 )
+
+
+def _typed(value: object) -> str:
+    """A value as --set takes it."""
+    from seqrec.keys import to_toml_value
+
+    if isinstance(value, str):
+        return value
+    return to_toml_value(value).strip("[]").replace(", ", ",")
+
+
+def _wrapped(name: str, words: list[str]) -> list[str]:
+    """A name and what belongs to it, in lines as wide as the others."""
+    head = f"  {name:<9}"
+    text = " ".join(words) or "none"
+    return textwrap.wrap(
+        text, 100, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+    )
 
 
 def _whole(low: int) -> Callable[[str], int]:

@@ -9,6 +9,7 @@ know only by what was published about it, it holds the hex digits that are known
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from seqrec.errors import UsageError
 from seqrec.keys import read_toml_file, unknown
@@ -25,6 +26,13 @@ _FEWEST_DIGITS = 16
 def default_file(method: str) -> Path:
     """Where a method's own defaults stand, if it has any."""
     return PRESETS / method / "default.toml"
+
+
+def own_defaults(method: str) -> dict[str, Any]:
+    """A method's own defaults by dotted key."""
+    file = default_file(method)
+    tables = read_toml_file(file) if file.exists() else {}
+    return {f"{table}.{name}": x for table, keys in tables.items() for name, x in keys.items()}
 
 
 def preset_names(method: str) -> list[str]:

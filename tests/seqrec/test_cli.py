@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import pytest
 
 import seqrec
 from seqrec import api, cli
-from seqrec.config import settable
+from seqrec.config import Config, load_config, settable
 from seqrec.errors import Interrupted, LeakError
+from seqrec.methods import METHODS
 
 SMALL = "synthetic:users=120,items=30,groups=3,seed=1"
 QUICK = ["--set", "encoder.dim=8", "encoder.layers=1", "evaluation.ks=5,10", "--epochs", "2"]
@@ -241,6 +243,34 @@ def test_help_and_version(command: Command) -> None:
     assert "\n  evaluation.ks              5,10,20 " in text
     status, out, err = command("--version")
     assert (status, err) == (0, "") and out.startswith("seqrec ")
+
+
+def test_help_of_train_shows_what_can_be_typed_and_what_a_run_would_use(command: Command) -> None:
+    _, text, _ = command("train", "--help")
+    shown = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
+    for key in settable():
+        head, _, _ = shown[key.name].partition(key.help)
+        word = head.removeprefix(f"  {key.name}").strip()
+        assert key.read(word, "--set", text=True) == key.default
+        if key.kind is str and key.rule:
+            assert key.allowed in shown[key.name]
+    own = text.partition("what the methods' own defaults change:")[2].partition("presets:")[0]
+    for method in METHODS:
+        config = load_config(method, flags={"data.path": "-"})
+        (named,) = re.findall(rf"^  {method} ((?:.*\n)(?: {{6}}.*\n)*)", own, re.MULTILINE)
+        changed = {word for word in named.split() if word != "none"}
+        assert load_config(method, sets=sorted(changed), flags={"data.path": "-"}) == config
+        differing = {
+            key.name
+            for key in settable()
+            if key.read_by(method) and _value(config, key.name) != key.default
+        }
+        assert {word.partition("=")[0] for word in changed} == differing
+
+
+def _value(config: Config, name: str) -> object:
+    table, _, leaf = name.partition(".")
+    return getattr(getattr(config, table), leaf)
 
 
 def test_dry_run_creates_nothing(command: Command, tmp_path: Path) -> None:
