@@ -98,20 +98,26 @@ def pair_tile(kind: str, dtype: torch.dtype, depth: int) -> Tile:
     they wait for products: tiles are small.
 
     Args:
-        kind: "pairs" (the loss), "rows" (gradient of the anchors), "columns" (of the negatives) or
-            "mixed columns" (of negatives that mixed negatives pull too).
+        kind: "pairs" (the loss), "rows" (gradient of the anchors), "columns" (of the negatives), or
+            "mixed rows" and "mixed columns", where mixed negatives pull their negatives too or
+            draw their ratios.
         dtype: of the operands. depth: the width D.
     """
     if OVERRIDE is not None:
         return OVERRIDE
     width = max(16, triton.next_power_of_2(depth))
     narrow = dtype != torch.float32
-    chunk, out = min(width, 128 if narrow else 32), min(width, 128)
+    # halves of float32 operands are in registers too, so never all of an anchor at once
+    chunk = min(width, 128) if narrow else min(max(width // 2, 16), 32)
+    out = min(width, 128)
     if kind == "pairs":
         return Tile(64, 64 if narrow else 32, chunk, 0, 8, 2)
-    if kind == "rows":
-        return Tile(64, 32, chunk, out, 8, 2)
-    return Tile(32 if kind == "columns" else 16, 64, chunk, out, 8, 2)
+    few = 16 if kind.startswith("mixed") else 32
+    if kind.endswith("rows"):
+        return Tile(64, few, chunk, out, 8, 2 if narrow else 1)
+    if few == 16 or (width <= 32 and not narrow):
+        return Tile(16, 64, min(chunk, 64), out, 8, 2)
+    return Tile(few, 64, chunk, out, 8, 2)
 
 
 def capability(tensor: Tensor) -> int:

@@ -178,7 +178,7 @@ def da_finish_kernel(
 
 def da_bwd(x: Operands, up: Upstream, lse: Tensor, pull: Tensor, norms: list[Tensor]) -> Tensor:
     """Gradient of the anchors, ``[R, D]`` in their dtype."""
-    tile = x.tile("rows")
+    tile = x.tile("mixed rows" if x.through or x.drawn else "rows")
     (R, D), K, E = x.a.shape, x.n.shape[0], x.e.shape[0]
     blocks, outs = triton.cdiv(R, tile.rows), triton.cdiv(D, tile.out)
     parts, size, size_e = x.cut(blocks * outs, tile)
