@@ -138,8 +138,13 @@ def _compiled(torch: ModuleType | None, hints: list[str]) -> Iterator[str]:
         yield f"    CUDA for {built}" + (f"; not loaded: {reason}" if reason else "")
     if left_out := info.get("left_out"):
         yield f"    {left_out}"
-    if torch is not None and info["torch"] != torch.__version__:
+    if torch is None:
+        return
+    if info["torch"] != torch.__version__:
         hints.append(f"built against torch {info['torch']}, {torch.__version__} runs: {REINSTALL}")
+    missing = importlib.import_module("seqrec_kernels.native").MISSING
+    if missing and "cpu" in info["parts"].split(","):
+        hints.append(f"{missing.partition(';')[0]}: {REINSTALL}")
 
 
 def _proc(path: str, *names: str) -> dict[str, str]:

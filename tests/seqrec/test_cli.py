@@ -418,6 +418,20 @@ def test_doctor_names_every_operator(command: Command) -> None:
         assert f"\n{title}" in f"\n{out}"
 
 
+def test_doctor_mends_a_library_that_does_not_load(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built, and older than the package: the slow paths run, and that is not in order."""
+    host = pytest.importorskip("seqrec_kernels._host")
+    told = host.build_info() | {"parts": "host,cpu"}
+    monkeypatch.setattr(host, "build_info", lambda: told)
+    reason = "the C++ library is older than the package, without rank; build it anew"
+    for missing in (reason, None):
+        monkeypatch.setattr("seqrec_kernels.native.MISSING", missing)
+        mend = command("doctor")[1].partition("\nto mend ")[2]
+        assert ("older than the package, without rank: pip install" in mend) == bool(missing)
+
+
 # As a process -------------------------------------------------------------------------------------
 
 
