@@ -145,6 +145,7 @@ void own_negatives(const Problem& p, int64_t workspace) {
                   [&](int64_t task, RowScratch& scratch) {
             const int64_t end = std::min((task + 1) * kRowsOfTask, rows);
             for (int64_t i = task * kRowsOfTask; i < end; ++i) {
+                if (p.ready()) p.fetch(top + i + kAhead, p.item(0), p.items.row_stride);
                 own_row(p, top + i, scratch, queries + i * padded, weights + i * slots);
             }
         });

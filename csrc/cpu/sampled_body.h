@@ -25,12 +25,14 @@ static void dots(const float* query, const float* const* rows, int64_t count, in
     }
     if (i == count) return;
     Vec acc[Vec::width];
-    for (int j = 0; j < Vec::width; ++j) {
-        acc[j] = all(0.0f);
-        if (i + j >= count) continue;
+#pragma GCC unroll 16
+    for (int j = 0; j < Vec::width; ++j) acc[j] = all(0.0f);
+    for (int j = 0; i + j < count; ++j) {
+        Vec sum = all(0.0f);
         for (int64_t d = 0; d < padded; d += Vec::width) {
-            acc[j] = fma(load(query + d), load(rows[i + j] + d), acc[j]);
+            sum = fma(load(query + d), load(rows[i + j] + d), sum);
         }
+        acc[j] = sum;
     }
     store(out + i, sums_of(acc));
 }

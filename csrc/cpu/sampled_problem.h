@@ -11,6 +11,7 @@ namespace seqrec::cpu::sampled_losses {
 using sampled::Loss;
 
 constexpr int64_t kHands = 64;
+constexpr int64_t kFewSlots = 16, kAhead = 4;
 
 struct Problem {
     Matrix queries, items;
@@ -38,6 +39,19 @@ struct Problem {
     }
     const float* item(int64_t id) const {
         return static_cast<const float*>(items.data) + id * items.row_stride;
+    }
+
+    // Begins to load the rows of `table` that the slots of a row ask for.  Where a row has few, its
+    // own work is too short to hide the wait for them behind; where it has many this is left out.
+    // (Always inline: to gcc a function that only prefetches has no effect, and its calls are dropped.)
+    __attribute__((always_inline)) void fetch(int64_t row, const float* table, int64_t stride) const {
+        if (count >= kFewSlots || row >= queries.rows) return;
+        for (int64_t n = 0; n <= count; ++n) {
+            const int64_t id = n < count ? negative(row, n) : positives[row];
+            if (!inside(id)) continue;
+            const float* at = table + id * stride;
+            for (int64_t d = 0; d < items.width; d += 16) __builtin_prefetch(at + d);
+        }
     }
 
     // A query over the temperature, padded.

@@ -17,7 +17,7 @@ from seqrec_kernels.ops.sampled.problem import Problem
 
 __all__ = ["backward", "forward", "run", "saved_shapes", "unsupported"]
 
-WORKSPACE = 2**22  # bytes: weights and queries of the rows whose items are owed
+WORKSPACE = 2**20  # bytes: weights and queries of the rows whose items are owed
 
 
 def run(problem: Problem, upstream: Tensor | None, needs: list[bool]) -> Found:
