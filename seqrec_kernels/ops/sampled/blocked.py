@@ -167,7 +167,8 @@ class _Bags:
     def add_to(self, sums: _Gradients, rows: slice, own: Tensor, others: Tensor) -> None:
         """Adds gradients, where the derivatives by the logits are ``own`` and ``others``."""
         slopes = torch.cat([own[:, None], others], 1)
-        if sums.queries is not None:
+        # on several threads torch refuses bags of vectors without a component
+        if sums.queries is not None and self.queries.shape[1]:
             sums.queries[rows] = embedding_bag(
                 self.places.view_as(slopes), self.table, per_sample_weights=slopes, mode="sum"
             )
