@@ -30,6 +30,13 @@ def seed() -> None:
 
 
 @pytest.fixture(autouse=True)
+def nothing_compiled() -> None:
+    """What earlier tests compiled of a function counts towards the few variants it may have."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+@pytest.fixture(autouse=True)
 def torch_path(request: pytest.FixtureRequest) -> Iterator[None]:
     """The files named in TORCH test the torch path, also where a faster one would run.
 

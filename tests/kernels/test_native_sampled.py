@@ -228,7 +228,6 @@ def test_a_wrong_id_makes_its_row_nan_and_touches_nothing(loss: str, shared: boo
             bad.negatives[row, 1], right.negatives[row, 1] = value, -1
         bad.positives[2], right.positives[2] = -2, -1
         wrong = [0, 2, 3, 5]
-    torch.compiler.reset()  # each loss is compiled once for each case
     compiled = torch.compile(kind.function, fullgraph=True, backend="aot_eager")
     losses, *found = gradients(kind, bad, torch.ones(6), function=compiled)
     expected, *others = gradients(kind, right, torch.ones(6))
@@ -257,7 +256,6 @@ def test_the_graph_may_be_walked_twice_and_never_differentiated() -> None:
 def test_compiled_gives_the_bits_of_eager(shared: bool, reduction: str) -> None:
     made = call(20, 6, 25, 8, shared=shared, reduction=reduction)
     upstream = upstream_of(made)
-    torch.compiler.reset()  # each loss is compiled once for each case
     compiled = torch.compile(sampled_softmax_loss, fullgraph=True, backend="aot_eager")
     eager = gradients(LOSSES["corrected"], made, upstream)
     traced = gradients(LOSSES["corrected"], made, upstream, function=compiled)

@@ -207,7 +207,6 @@ def test_opcheck(loss: str, shared: bool, reduction: str) -> None:
 def test_compiled_gives_the_bits_of_eager(loss: str, reduction: str) -> None:
     made, kind = call(20, 6, 25, 8, reduction=reduction, drop_hits=True), LOSSES[loss]
     upstream = upstream_of(made)
-    torch.compiler.reset()  # each loss is compiled once for each case
     compiled = torch.compile(kind.function, fullgraph=True)
     eager = gradients(kind, made, upstream)
     traced = gradients(kind, made, upstream, function=compiled)
@@ -234,7 +233,6 @@ def test_where_the_host_reads_no_ids_a_wrong_one_makes_its_row_nan(
         wrong = [0, 2, 3, 5]
     right = positives.clone()
     positives[2], right[2] = (-2, -1) if not shared else (2, 2)
-    torch.compiler.reset()  # each loss is compiled once for each case
     compiled = torch.compile(kind.function, fullgraph=True, backend="aot_eager")
     with backend(name):
         bad = made._replace(positives=positives, negatives=negatives)

@@ -264,6 +264,9 @@ def test_kill_9_at_random_moments_and_ctrl_c_in_real_processes(data: Path, tmp_p
 # Ctrl-C -------------------------------------------------------------------------------------------
 
 
+AT_FIRST = signal.getsignal(signal.SIGINT)  # ignored, where a shell started this in the background
+
+
 @pytest.fixture
 def signalled(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Send this process a signal at the k-th training step (from 0) of the whole run."""
@@ -302,7 +305,7 @@ def test_ctrl_c_at_any_step_saves_and_says_how_to_resume(
     assert code == 130 and stdout == ""
     assert f"seqrec resume '{out}'" in stderr.splitlines()[-1]
     assert not (out / "result.json").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is AT_FIRST
 
     resumed = seqrec.resume(out, progress=False)
     start = [e for e in read_journal(out / "log.jsonl") if e["event"] == "resume"]
@@ -349,7 +352,7 @@ def test_outside_the_main_thread_a_run_trains_and_leaves_signals_alone(
             seqrec.train, "sasrec", data, tmp_path / "run", sets=SETS, progress=False
         ).result()
     assert_same(run, whole)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is AT_FIRST
 
 
 # Damage -------------------------------------------------------------------------------------------
