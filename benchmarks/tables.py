@@ -45,7 +45,20 @@ def official() -> str:
             epochs = f"{run['seed']}; {run['best_epoch']}, {run['epochs_run']}"
             cells = [f"`{command}`", *figures, paper, epochs, run["commit"][:8]]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _epoch(RESULTS / "fenrec-epoch-beauty-2-threads")])
+
+
+def _epoch(run: Path) -> str:
+    """What an epoch after the warm-up takes, clusters and validation included."""
+    result = json.loads((run / "result.json").read_text())
+    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    seconds = [e["seconds"] + e["valid_seconds"] for e in events if e["event"] == "epoch"]
+    machine = f"{result['hardware']['threads']} threads of {result['hardware']['cpu']}"
+    return (
+        f"An epoch of `fenrec` after its warm-up, clusters and validation included: "
+        f"{max(seconds):.0f} s on {machine} (the slower of {len(seconds)}; commit "
+        f"{result['commit'][:8]}, with `--set method.warmup_epochs=0 --epochs {len(seconds)}`)."
+    )
 
 
 def trained() -> str:

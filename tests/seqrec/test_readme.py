@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 DEMO = ROOT / "benchmarks" / "results" / "demo" / "result.json"
-KERNELS = ROOT / "benchmarks" / "results" / "2026-11-21-cpu-catalog" / "result.json"
+KERNELS = ROOT / "benchmarks" / "results" / "2026-11-21-cpu" / "result.json"
 
 
 def rendered() -> str:
