@@ -40,8 +40,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cstring>
-
 #include "../common/philox.h"
 #include "contrast_group.h"
 
@@ -55,12 +53,10 @@ extern const ContrastKernels kContrastAvx512;
 
 const ContrastKernels& contrast_kernels() {
 #if defined(__x86_64__)
-    // a version that extends another has a name that does
-    for (const ContrastKernels* one : {&kContrastAvx512, &kContrastAvx2}) {
-        if (std::strncmp(one->name, kernels().name, std::strlen(one->name)) == 0) return *one;
-    }
-#endif
+    return version_of({&kContrastAvx512, &kContrastAvx2}, kContrastPortable);
+#else
     return kContrastPortable;
+#endif
 }
 
 namespace {

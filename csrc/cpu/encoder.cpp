@@ -18,12 +18,10 @@ extern const EncoderKernels kEncoderAvx512;
 
 const EncoderKernels& encoder_kernels() {
 #if defined(__x86_64__)
-    // "avx512" also serves what adds to it for other operators, as "avx512_bf16" does
-    for (const EncoderKernels* one : {&kEncoderAvx2, &kEncoderAvx512}) {
-        if (std::strncmp(one->name, kernels().name, std::strlen(one->name)) == 0) return *one;
-    }
-#endif
+    return version_of({&kEncoderAvx2, &kEncoderAvx512}, kEncoderPortable);
+#else
     return kEncoderPortable;
+#endif
 }
 
 namespace {

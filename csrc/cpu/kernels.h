@@ -17,6 +17,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <initializer_list>
 
 namespace seqrec::cpu {
 
@@ -112,5 +114,15 @@ bool force_kernels(const char* name);
 
 // The versions this processor runs, best first, separated by commas.
 const char* available_kernels();
+
+// Of another family's tables the one for the vectors that `kernels()` uses.  A version that extends
+// another has a name that extends its name ("avx512_bf16"), so the beginning decides.
+template <typename Table>
+const Table& version_of(std::initializer_list<const Table*> tables, const Table& otherwise) {
+    for (const Table* one : tables) {
+        if (std::strncmp(one->name, kernels().name, std::strlen(one->name)) == 0) return *one;
+    }
+    return otherwise;
+}
 
 }  // namespace seqrec::cpu

@@ -14,7 +14,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,12 +30,10 @@ extern const SampledKernels kSampledAvx512;
 
 const SampledKernels& sampled_kernels() {
 #if defined(__x86_64__)
-    // a version that extends another has a name that does
-    for (const SampledKernels* one : {&kSampledAvx2, &kSampledAvx512}) {
-        if (std::strncmp(one->name, kernels().name, std::strlen(one->name)) == 0) return *one;
-    }
-#endif
+    return version_of({&kSampledAvx2, &kSampledAvx512}, kSampledPortable);
+#else
     return kSampledPortable;
+#endif
 }
 
 namespace {
