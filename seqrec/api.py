@@ -194,7 +194,7 @@ def _prepared(
         )
         _device(resolved)
         rundir.check_new(Path(out), overwrite)
-        log = read_data(resolved)
+        log = read_data(resolved.data)
         if overwrite and not _is_synthetic(path):
             rundir.check_spares(Path(out), Path(path))
         asked = resolved.data

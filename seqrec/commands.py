@@ -310,15 +310,31 @@ class Data(Command):
     description = """\
 Read a log and say what is in it: format, users, items, events, tied times, what would be
 dropped, and how many users can be evaluated."""
-    examples = "  seqrec data events.csv\n  seqrec data synthetic\n"
+    examples = """\
+  seqrec data events.csv
+  seqrec data events.csv --set data.split=global-time data.min_item=5
+  seqrec data synthetic
+"""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("file", metavar="FILE", type=_name, help="what train's --data takes")
+        parser.add_argument(
+            "--set",
+            metavar="data.KEY=VALUE",
+            dest="sets",
+            nargs="+",
+            action="extend",
+            default=[],
+            help="how train would read and cut it: the [data] keys of `seqrec train --help`",
+        )
 
     def run(self, args: argparse.Namespace) -> None:
-        from seqrec.data import describe, read_log
+        from seqrec.config import load_data_config
+        from seqrec.data import describe
+        from seqrec.run import read_data
 
-        for line in describe(read_log(args.file)):
+        data = load_data_config(args.file, args.sets)
+        for line in describe(read_data(data), data.split, data.split_seed, data.roles):
             print(line)
 
 

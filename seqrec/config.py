@@ -272,6 +272,24 @@ def load_config(
     return layers.build("--config")
 
 
+def load_data_config(path: str, sets: Iterable[str]) -> DataConfig:
+    """The `[data]` table alone, for a look at a log before any method is chosen.
+
+    Args:
+        path: of the log.
+        sets: ``data.key=value`` texts.
+
+    Raises:
+        UsageError: as :func:`load_config`, and for a key of another table.
+    """
+    texts = list(sets)
+    for text in texts:
+        name = text.partition("=")[0].strip()
+        if name in _KEYS and not name.startswith("data."):
+            raise UsageError(f"{name} says nothing of a log", f"--set {text}", "only [data] does")
+    return load_config(next(iter(METHODS)), sets=texts, flags={"data.path": path}).data
+
+
 def flag_of(name: str) -> str:
     """The command's named flag for a dotted key."""
     return "--data" if name == "data.path" else "--" + name.split(".")[-1].replace("_", "-")

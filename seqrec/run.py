@@ -205,9 +205,8 @@ class Run:
         }
 
 
-def read_data(config: Config) -> InteractionLog:
+def read_data(data: DataConfig) -> InteractionLog:
     """The log a configuration names."""
-    data = config.data
     return read_log(
         data.path,
         format=data.format,
@@ -228,7 +227,7 @@ def load_log(config: Config, directory: Path) -> InteractionLog:
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, path=str(kept.absolute()))
         )
-    log = read_data(config)
+    log = read_data(config.data)
     if log.sha256 != config.data.sha256:
         raise UsageError(
             f"the data has changed: its sha256 is {log.sha256[:12]}..., the run was started on "

@@ -9,13 +9,15 @@ from seqrec.data.split import Jagged, Split, split_log
 from seqrec.errors import UsageError
 
 
-def describe(log: InteractionLog, split: str = "leave-one-out", seed: int = 0) -> list[str]:
+def describe(
+    log: InteractionLog, split: str = "leave-one-out", seed: int = 0, roles: str = ""
+) -> list[str]:
     """Lines of ``name  value`` for ``seqrec data``.
 
     Args:
         log: the log as used, after any filter.
-        split: the split whose evaluated users are counted.
-        seed: of the splits that draw users.
+        split, seed, roles: as :func:`~seqrec.data.split.split_log` takes them; the split whose
+            evaluated users are counted.
     """
     facts = [
         ("file", log.file),
@@ -30,7 +32,7 @@ def describe(log: InteractionLog, split: str = "leave-one-out", seed: int = 0) -
         ("repeats", _repeats(log)),
         ("order", _order(log)),
         *(("note", note) for note in log.notes[1:]),
-        *_evaluation(log, split, seed),
+        *_evaluation(log, split, seed, roles),
     ]
     width = max(len(name) for name, _ in facts)
     return [f"{name:<{width}}  {value}" for name, value in facts]
@@ -71,9 +73,9 @@ def _order(log: InteractionLog) -> str:
     )
 
 
-def _evaluation(log: InteractionLog, name: str, seed: int) -> list[tuple[str, str]]:
+def _evaluation(log: InteractionLog, name: str, seed: int, roles: str) -> list[tuple[str, str]]:
     try:
-        split = split_log(log, name, seed)
+        split = split_log(log, name, seed, roles)
     except UsageError as error:
         return [("evaluated", f"nothing: {error}")]
     return [

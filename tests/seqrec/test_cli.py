@@ -404,6 +404,20 @@ def test_data_says_what_is_there(command: Command, tmp_path: Path) -> None:
     assert facts["format"].startswith("csv")
     assert "5 users evaluated" in out
 
+    wanted = ["data.split=global-time", "data.min_item=3"]
+    status, out, err = command("data", "log.csv", "--set", *wanted)
+    assert (status, err) == (0, "")
+    cut = dict(line.split(None, 1) for line in out.splitlines())
+    assert cut["items"] != facts["items"] and cut["split"].startswith("global-time: ")
+    mistakes = {
+        "training.lr=1": "training.lr says nothing of a log (--set training.lr=1)",
+        "data.split=global": "data.split",
+        "data.mni_item=3": "did you mean data.min_item?",
+    }
+    for text, said in mistakes.items():
+        status, out, err = command("data", "log.csv", "--set", text)
+        assert (status, out, err.count("\n")) == (2, "", 1) and said in err
+
 
 def test_doctor_names_every_operator(command: Command) -> None:
     import seqrec_kernels  # noqa: F401  (registers the operators)
