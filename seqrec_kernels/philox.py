@@ -50,7 +50,9 @@ def words(seed: int | Tensor, stream: int, c0: Tensor, c1: Tensor | int = 0) -> 
     # >> keeps the sign of a negative seed; the mask drops it
     k0: int | Tensor = seed & _MASK
     k1: int | Tensor = (seed >> 32) & _MASK
-    x0, x1 = torch.broadcast_tensors(c0 & _MASK, torch.as_tensor(c1, device=c0.device) & _MASK)
+    if isinstance(c1, int):  # filled there; as_tensor would copy it from the host
+        c1 = torch.full((), c1 & _MASK, dtype=torch.int64, device=c0.device)
+    x0, x1 = torch.broadcast_tensors(c0 & _MASK, c1 & _MASK)
     x2, x3 = torch.zeros_like(x0), torch.full_like(x0, stream)
     for _ in range(10):
         high0, low0 = _product(x0, _M0)
