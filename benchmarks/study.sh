@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# The study of docs/study.md: every method at one width and one budget, and two splits of ml-100k.
+#   benchmarks/study.sh DATA OUT [further words for `seqrec train`, such as --device cuda]
+# DATA holds Beauty.txt, Toys_and_Games.txt, ml-100k.inter; what is missing is left out and named.
+# Call it again after a stop: finished runs are kept, others go on where they stood.
+# SETS="Beauty Toys_and_Games ml-100k" and ROWS (all) choose; SEQREC="seqrec" is the command.
+set -euo pipefail
+data=$1 out=$2
+shift 2
+read -ra seqrec <<<"${SEQREC:-seqrec}"
+
+width="encoder.dim=64"
+prefixes="training.epochs=20 training.patience=20"
+fenrec="method.gamma=0.2 method.contrast=hard-negative method.noise=2 method.warmup_epochs=5"
+# name of the row, method, seeds, what differs from the method's defaults
+rows=(
+  "sasrec sasrec 0,1,2 training.epochs=40"
+  "sasrec-prefixes sasrec 0 method.rows=prefixes $prefixes"
+  "cl4srec cl4srec 0 $prefixes"
+  "duorec duorec 0 $prefixes"
+  "icsrec icsrec 0 $prefixes"
+  "fenrec fenrec 0 $prefixes $fenrec"
+  "cl4srec-fenrec cl4srec 0 $prefixes $fenrec"
+  "duorec-fenrec duorec 0 $prefixes $fenrec"
+)
+splits=(
+  "leave-one-out sasrec 0,1,2 data.split=leave-one-out"
+  "global-time sasrec 0,1,2 data.split=global-time"
+)
+
+run() {  # DIRECTORY METHOD FILE SEED [key=value ...] -- [words ...]
+  local directory=$1 method=$2 file=$3 seed=$4 sets=()
+  shift 4
+  while [ "$1" != -- ]; do
+    sets+=(--set "$1")
+    shift
+  done
+  shift
+  if [ -e "$directory/result.json" ]; then
+    echo "finished before: $directory" >&2
+  elif [ -e "$directory/config.toml" ]; then
+    "${seqrec[@]}" resume "$directory"
+  else
+    mkdir -p "$(dirname "$directory")"
+    "${seqrec[@]}" train "$method" --data "$file" --seed "$seed" --out "$directory" \
+      "${sets[@]}" "$@"
+  fi
+}
+
+finished=()
+for set in ${SETS:-Beauty Toys_and_Games ml-100k}; do
+  case $set in
+    ml-*) file="$data/$set.inter" list=("${splits[@]}") ;;
+    *) file="$data/$set.txt" list=("${rows[@]}") ;;
+  esac
+  if [ ! -e "$file" ]; then
+    echo "left out: there is no $file" >&2
+    continue
+  fi
+  for row in "${list[@]}"; do
+    read -r name method seeds changes <<<"$row"
+    if [ -n "${ROWS:-}" ] && [[ " $ROWS " != *" $name "* ]]; then
+      continue
+    fi
+    read -ra changes <<<"$changes"
+    for seed in ${seeds//,/ }; do
+      directory="$out/$set/$name/seed-$seed"
+      run "$directory" "$method" "$file" "$seed" "$width" "${changes[@]}" -- "$@"
+      finished+=("$directory")
+    done
+  done
+done
+[ ${#finished[@]} = 0 ] || "${seqrec[@]}" compare "${finished[@]}"

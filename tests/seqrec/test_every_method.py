@@ -1,0 +1,103 @@
+"""What holds for every method that is registered, and for presets' settings laid over others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import little
+import numpy as np
+import pytest
+
+import seqrec
+from seqrec.config import settable
+from seqrec.evaluation.ranking import TIE_RULES, Ranks
+from seqrec.evaluation.rulers import SEEN_RULES
+from seqrec.methods import METHODS
+from seqrec.training.trainer import Trainer
+
+#: FENRec's labels and losses on top of a framework without them
+FENREC = {
+    "method.gamma": 0.2,
+    "method.contrast": "hard-negative",
+    "method.noise": 2.0,
+    "method.warmup_epochs": 1,
+}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in METHODS},
+    "cl4srec-fenrec": ("cl4srec", FENREC),
+    "duorec-fenrec": ("duorec", FENREC),
+}
+#: what makes an epoch on a little log short; set where the method reads it
+SHORT = {"method.warmup_epochs": 1, "method.clusters": 4}
+
+
+def trained(name: str, out: Path) -> seqrec.Run:
+    method, sets = RUNS[name]
+    read = {key.name for key in settable() if key.read_by(method)}
+    short = {key: value for key, value in SHORT.items() if key in read}
+    sets = {**little.SETTINGS, **short, **sets}
+    return seqrec.train(method, little.log_dict(), out, sets=sets, progress=False)
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def run(name: str, tmp_path_factory: pytest.TempPathFactory) -> seqrec.Run:
+    return trained(name, tmp_path_factory.mktemp(name) / "run")
+
+
+def test_every_rule_is_a_view_of_one_ranking(run: seqrec.Run) -> None:
+    found = {
+        (seen, ties): run.evaluate(seen=seen, ties=ties)
+        for seen in SEEN_RULES
+        for ties in TIE_RULES
+    }
+    for (seen, ties), one in found.items():
+        assert one["protocol"]["id"] == f"leave-one-out/{seen}/{ties}"
+    chosen = found["exclude", "mean"]
+    assert chosen["metrics"] == run.result["metrics"]
+    assert chosen["baselines"] == run.result["baselines"]
+    kept = Ranks.load(run.directory / "ranks" / "test.npz")
+    tests = {ties: found["exclude", ties]["metrics"]["test"] for ties in TIE_RULES}
+    for ties, test in tests.items():
+        assert test == kept.metrics((5, 10, 20), ties)
+        assert all(tests["pessimistic"][k] <= test[k] <= tests["optimistic"][k] for k in test)
+    assert len({str(found[seen, "mean"]["metrics"]) for seen in SEEN_RULES}) > 1
+
+
+def test_it_recommends_what_it_ranks_first(run: seqrec.Run) -> None:
+    """An answer of the model, not of popularity, without the items of the history."""
+    history = ["i3", "i4", "i6", "no such item"]
+    answer = next(iter(run.recommend_rows({"new": history}, k=len(run.items))))
+    assert "fallback" not in answer and answer["unknown"] == 1
+    assert sorted(answer["items"]) == sorted(set(run.items) - set(history))
+    assert np.all(np.diff(answer["scores"]) <= 0)
+    other = next(iter(run.recommend_rows({"new": ["i20", "i21"]}, k=5)))
+    assert other["items"] != answer["items"][:5]
+
+
+def test_it_goes_on_bit_for_bit(
+    name: str, run: seqrec.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second epoch and resumed: the same weights, ranks and metrics."""
+    stopped, step = [], Trainer._step
+
+    def stops(self: Trainer, rows: np.ndarray) -> None:
+        if self.counters.epoch == 1 and self.counters.step_in_epoch == 2 and not stopped:
+            stopped.append(self.counters.step)
+            self._save()
+            raise OSError("pulled the plug")
+        step(self, rows)
+
+    monkeypatch.setattr(Trainer, "_step", stops)
+    with pytest.raises(OSError, match="plug"):
+        trained(name, tmp_path / "run")
+    again = seqrec.resume(tmp_path / "run", progress=False)
+    assert stopped
+    assert again.result["metrics"] == run.result["metrics"]
+    weights = [one.directory / "model.safetensors" for one in (run, again)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
