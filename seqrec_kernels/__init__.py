@@ -18,6 +18,8 @@ from seqrec_kernels.ops.contrast import (
     hard_negative_info_nce,
     info_nce,
 )
+from seqrec_kernels.ops.max_index_recall import max_index_recall
+from seqrec_kernels.ops.rerank_negatives import rerank_negatives
 from seqrec_kernels.ops.sampled import bce_loss, bpr_loss, sampled_softmax_loss
 from seqrec_kernels.types import Rank, SeenItems, TopK
 
@@ -35,7 +37,9 @@ __all__ = [
     "focal_info_nce",
     "hard_negative_info_nce",
     "info_nce",
+    "max_index_recall",
     "nn",
     "rank_metrics",
+    "rerank_negatives",
     "sampled_softmax_loss",
 ]

@@ -110,29 +110,31 @@ def item_vector(name: str, value: object, queries: Tensor, items: Tensor) -> Ten
     return vector
 
 
-def seen_items(value: object, queries: Tensor) -> SeenItems | None:
+def seen_items(value: object, queries: Tensor, name: str = "seen") -> SeenItems | None:
     """Shapes and dtypes of a ``SeenItems`` for the rows of ``queries``."""
     if value is None:
         return None
     if not isinstance(value, SeenItems):
-        raise TypeError(f"seen must be a SeenItems, not {type(value).__name__}")
-    offsets = int64("seen.offsets", value.offsets, queries)
-    ids = int64("seen.ids", value.ids, queries)
-    for name, part in (("seen.offsets", offsets), ("seen.ids", ids)):
+        raise TypeError(f"{name} must be a SeenItems, not {type(value).__name__}")
+    offsets = int64(f"{name}.offsets", value.offsets, queries)
+    ids = int64(f"{name}.ids", value.ids, queries)
+    for which, part in (("offsets", offsets), ("ids", ids)):
         if part.dim() != 1:
-            raise ValueError(f"{name} must have one dimension, not shape {tuple(part.shape)}")
+            shape = tuple(part.shape)
+            raise ValueError(f"{name}.{which} must have one dimension, not shape {shape}")
     if offsets.shape[0] < 1:
-        raise ValueError("seen.offsets is empty; it must hold U + 1 numbers")
+        raise ValueError(f"{name}.offsets is empty; it must hold U + 1 numbers")
     users, batch = offsets.shape[0] - 1, queries.shape[0]
     if value.rows is None:
         if users != batch:
             raise ValueError(
-                f"seen holds {users} rows but queries {batch}; give seen.rows or one row a query"
+                f"{name} holds {users} rows but queries {batch}; "
+                f"give {name}.rows or one row a query"
             )
         return value
-    rows = int64("seen.rows", value.rows, queries)
+    rows = int64(f"{name}.rows", value.rows, queries)
     if rows.shape != (batch,):
-        raise ValueError(f"seen.rows must be [{batch}], not {tuple(rows.shape)}")
+        raise ValueError(f"{name}.rows must be [{batch}], not {tuple(rows.shape)}")
     return value
 
 
@@ -199,6 +201,22 @@ def seed(value: object, queries: Tensor, beside: str = "queries") -> Tensor:
     if not -(2**63) <= seed < 2**63:  # a traced int never is, and does not meet this arithmetic
         seed = (seed + 2**63) % 2**64 - 2**63
     return torch.full((), seed, dtype=torch.int64, device=queries.device)
+
+
+def count(name: str, value: object, queries: Tensor) -> Tensor:
+    """A Python int of at least 1, or a tensor, as a 0-d int64 tensor on the device of ``queries``.
+
+    Nobody reads a tensor here: what fewer than 1 means is the operator's to say.
+    """
+    if isinstance(value, Tensor):
+        found = int64(name, value, queries)
+        if found.dim() != 0:
+            raise ValueError(f"{name} must have no dimension, not shape {tuple(found.shape)}")
+        return found
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int or a 0-d int64 tensor, not {type(value).__name__}")
+    number = integer(name, value, 1, 2**63)
+    return torch.full((), number, dtype=torch.int64, device=queries.device)
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
@@ -275,7 +293,7 @@ def _raise_ids(name: str, ids: Tensor, low: int, high: int, empty: bool) -> None
         raise IndexError(f"{name}{place} is {value}; it must be in [{low}, {high}){also}")
 
 
-def _raise_seen(offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -> None:
+def _raise_seen(name: str, offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -> None:
     """IndexError for a CSR that points outside itself or the item table.
 
     All offsets and rows are read; of the ids those of the rows in use, so that a batch of a large
@@ -283,15 +301,16 @@ def _raise_seen(offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -
     """
     ends = offsets[1:]
     if int(offsets[0]) != 0 or bool((ends < offsets[:-1]).any()):
-        raise IndexError("seen.offsets must start at 0 and never fall")
+        raise IndexError(f"{name}.offsets must start at 0 and never fall")
     if int(offsets[-1]) > ids.shape[0]:
-        raise IndexError(f"seen.offsets end at {int(offsets[-1])} but seen.ids hold {ids.shape[0]}")
+        end, held = int(offsets[-1]), ids.shape[0]
+        raise IndexError(f"{name}.offsets end at {end} but {name}.ids hold {held}")
     if rows is None:
         used = ids[: int(offsets[-1])]
     else:
-        _raise_ids("seen.rows", rows, 0, ends.shape[0], empty=False)
+        _raise_ids(f"{name}.rows", rows, 0, ends.shape[0], empty=False)
         used = ids[csr_places(offsets[rows], offsets[rows + 1] - offsets[rows])[1]]
-    _raise_ids("seen.ids", used, 0, items, empty=False)
+    _raise_ids(f"{name}.ids", used, 0, items, empty=False)
 
 
 @torch.library.custom_op("seqrec_kernels::checked_ids", mutates_args=())
@@ -308,14 +327,16 @@ def _(name: str, ids: Tensor, low: int, high: int, empty: bool) -> Tensor:
 
 
 @torch.library.custom_op("seqrec_kernels::checked_seen", mutates_args=())
-def _checked_seen(offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -> Tensor:
+def _checked_seen(
+    name: str, offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int
+) -> Tensor:
     if not (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
-        _raise_seen(offsets, ids, rows, items)
+        _raise_seen(name, offsets, ids, rows, items)
     return ids.clone()
 
 
 @_checked_seen.register_fake
-def _(offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -> Tensor:
+def _(name: str, offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -> Tensor:
     return torch.empty_like(ids)
 
 
@@ -332,7 +353,7 @@ def id_values(name: str, ids: Tensor, low: int, high: int, empty: bool = True) -
     return ids
 
 
-def seen_values(seen: SeenItems | None, items: int) -> SeenItems | None:
+def seen_values(seen: SeenItems | None, items: int, name: str = "seen") -> SeenItems | None:
     """``seen``, after a look at its values where the host may have one.
 
     Raises:
@@ -341,9 +362,9 @@ def seen_values(seen: SeenItems | None, items: int) -> SeenItems | None:
     if seen is None:
         return None
     if _reads_values(*(part for part in seen if part is not None)):
-        _raise_seen(*seen, items)
+        _raise_seen(name, *seen, items)
     elif _check_ids_everywhere and torch.compiler.is_compiling():
-        return seen._replace(ids=_checked_seen(*seen, items))
+        return seen._replace(ids=_checked_seen(name, *seen, items))
     return seen
 
 

@@ -237,3 +237,22 @@ def dense_scores(
     with exact_products(queries.device.type):
         scores = (left @ right.T)[:batch, :count]
     return scores if item_bias is None else scores + item_bias.detach()[first_item:]
+
+
+# ---- order ---------------------------------------------------------------------------------------
+
+_LOW = 0xFFFFFFFF
+
+
+def order_keys(scores: Tensor, ids: Tensor | int) -> Tensor:
+    """int64 keys in the order (score descending, id ascending); float32 scores without NaN."""
+    bits = (scores + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: both zeros are one score
+    monotone = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (monotone.to(torch.int64) << 32) | (_LOW - ids)
+
+
+def from_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and ids of keys."""
+    monotone = (keys >> 32).to(torch.int32)
+    bits = monotone ^ ((monotone >> 31) & 0x7FFFFFFF)
+    return bits.view(torch.float32), _LOW - (keys & _LOW)

@@ -16,12 +16,14 @@ from seqrec_kernels.ops.catalog_rank import blocked as rank
 from seqrec_kernels.ops.catalog_topk import blocked as topk
 from seqrec_kernels.ops.contrast import ascend
 from seqrec_kernels.ops.contrast import blocked as contrast
+from seqrec_kernels.ops.max_index_recall import blocked as recall
+from seqrec_kernels.ops.rerank_negatives import blocked as rerank
 from seqrec_kernels.ops.sampled import blocked as sampled
 
 # bytes for the compiled loss: one row block at a time, several at a time, too little for one pass
 WORKSPACES = {"blocks": 2**18, "whole": 2**23, "recompute": 2**10}
 
-TORCH = ("test_catalog_", "test_contrast", "test_sampled")
+TORCH = ("test_catalog_", "test_contrast", "test_sampled", "test_max_index", "test_rerank")
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +97,10 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(topk, "_KEYS", 100)
     monkeypatch.setattr(contrast, "TILES", contrast.Tiles(floats=1, least_rows=3, most_rows=3))
     monkeypatch.setattr(ascend, "FLOATS", 40)
+    monkeypatch.setattr(recall, "ROWS", 3)
+    monkeypatch.setattr(recall, "WIDTH", 7)
+    monkeypatch.setattr(rerank, "FLOATS", 1)
+    monkeypatch.setattr(rerank, "WIDTH", 64)
     monkeypatch.setattr(sampled, "TILES", sampled.Tiles(floats=1, most_rows=3))
     return None
 

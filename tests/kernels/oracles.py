@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,7 +171,12 @@ def unit(x: Tensor) -> Tensor:
 
 
 def philox(seed: int, c0: int, c1: int, stream: int) -> float:
-    """The contract's uniform number, by Philox4x32-10 in Python's integers."""
+    """The contract's uniform number."""
+    return (philox_word(seed, c0, c1, stream) >> 8) * 2.0**-24
+
+
+def philox_word(seed: int, c0: int, c1: int, stream: int) -> int:
+    """The first word of Philox4x32-10, in Python's integers."""
     key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
     word = [c0, c1, 0, stream]
     for _ in range(10):
@@ -180,7 +186,7 @@ def philox(seed: int, c0: int, c1: int, stream: int) -> float:
             one >> 32 ^ word[3] ^ key[1], one & 0xFFFFFFFF,
         ]  # fmt: skip
         key = [key[0] + 0x9E3779B9 & 0xFFFFFFFF, key[1] + 0xBB67AE85 & 0xFFFFFFFF]
-    return (word[0] >> 8) * 2.0**-24
+    return word[0]
 
 
 def rank(
@@ -236,6 +242,51 @@ def topk(
         ]
         ids = [v for _, v in sorted(able)][:k]
         found.append(ids + [-1] * (k - len(ids)))
+    return found
+
+
+def recall(
+    queries: Sequence[Sequence[float]],
+    items: Sequence[Sequence[float]],
+    n: int,
+    first_item: int = 0,
+) -> list[int]:
+    """The n items that are largest in the column of the largest mean, padded with -1."""
+    means = []
+    for column in zip(*queries, strict=True):
+        finite = all(map(math.isfinite, column))
+        mean = (math.fsum(column) if finite else sum(column)) / len(column)
+        means.append(struct.unpack("f", struct.pack("f", mean))[0])
+    numbers = [m for m in means if not math.isnan(m)]
+    if not numbers:
+        return [-1] * n
+    c = means.index(max(numbers))
+    able = [(-row[c], v) for v, row in enumerate(items) if v >= first_item]
+    ids = [v for value, v in sorted(pair for pair in able if not math.isnan(pair[0]))][:n]
+    return ids + [-1] * (n - len(ids))
+
+
+def rerank(
+    scores: Sequence[Sequence[float]],
+    candidates: Sequence[Sequence[int]],
+    top_m: int,
+    *,
+    forbidden: Sequence[Sequence[int]] | None = None,
+    repeated: str = "drop",
+    seed: int = 0,
+) -> list[int]:
+    """What each row draws, ``candidates`` its own and the shared ones."""
+    found = []
+    for b, slots in enumerate(candidates):
+        met = set() if forbidden is None else set(forbidden[b])
+        able = [
+            (-scores[b][v], v)
+            for v in (set(slots) if repeated == "drop" else slots)
+            if v != -1 and v not in met and not math.isnan(scores[b][v])
+        ]
+        kept = sorted(able)[:top_m]
+        place = philox_word(seed, b, 0, 2) * len(kept) >> 32
+        found.append(kept[place][1] if kept else -1)
     return found
 
 

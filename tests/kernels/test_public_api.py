@@ -14,7 +14,8 @@ from seqrec_kernels import SeenItems
 PUBLIC = {
     "Rank", "SeenItems", "TopK", "ascend_noise", "backend", "bce_loss", "bpr_loss",
     "catalog_cross_entropy", "catalog_rank", "catalog_topk", "focal_info_nce",
-    "hard_negative_info_nce", "info_nce", "nn", "rank_metrics", "sampled_softmax_loss",
+    "hard_negative_info_nce", "info_nce", "max_index_recall", "nn", "rank_metrics",
+    "rerank_negatives", "sampled_softmax_loss",
 }  # fmt: skip
 
 
@@ -62,6 +63,11 @@ def test_the_signatures_of_the_contract() -> None:
     assert signature(seqrec_kernels.sampled_softmax_loss) == sampled
     assert signature(seqrec_kernels.bpr_loss) == sampled
     assert signature(seqrec_kernels.bce_loss) == sampled + ", *beta=1.0"
+    assert signature(seqrec_kernels.max_index_recall) == "queries, items, n, *first_item=0"
+    assert signature(seqrec_kernels.rerank_negatives) == (
+        "queries, items, candidates, top_m, *shared=None, *forbidden=None, *repeated='drop', "
+        "*first_item=0, *seed=0"
+    )
     assert signature(seqrec_kernels.rank_metrics) == "rank, ks=(5, 10, 20), ties='mean'"
     assert signature(seqrec_kernels.SeenItems) == "offsets, ids, rows=None"
 

@@ -26,7 +26,14 @@ import torch
 from torch import Tensor
 
 from seqrec_kernels.backend import not_float64 as unsupported
-from seqrec_kernels.ops.scoring import Entries, ScoreTiles, exact_products, seen_entries
+from seqrec_kernels.ops.scoring import (
+    Entries,
+    ScoreTiles,
+    exact_products,
+    from_keys,
+    order_keys,
+    seen_entries,
+)
 from seqrec_kernels.types import SeenItems
 
 __all__ = ["forward", "unsupported"]
@@ -34,8 +41,6 @@ __all__ = ["forward", "unsupported"]
 ROWS, WIDTH, GROUP = 128, 2048, 16  # a product tile and its groups; tests make them tiny
 SPAN = 32  # product tiles a span, at most: 32 MiB
 _KEYS = 2**20  # scores turned into keys at a time on the exact way
-
-_LOW = 0xFFFFFFFF
 
 
 def forward(
@@ -54,7 +59,7 @@ def forward(
         if seen is not None:
             rows, places, wrong = seen_entries(seen, batch, first_item, items.shape[0])
             met = Entries(rows, places, tiles, unique=True)
-        nothing = _keys(queries.new_full((1, 1), -torch.inf, dtype=torch.float32), 0)
+        nothing = order_keys(queries.new_full((1, 1), -torch.inf, dtype=torch.float32), 0)
         best = nothing.expand(batch, k).clone()
         span = _Span(tiles)
         for top, end in tiles.blocks():
@@ -63,7 +68,7 @@ def forward(
                 span.fill(starts[first : first + SPAN], top, met)
                 found = span.best(k)
                 best[top:end] = torch.cat((best[top:end], found), 1).topk(k, 1)[0]
-    scores, ids = _decode(best)
+    scores, ids = from_keys(best)
     gone = scores == -torch.inf
     if seen is not None:
         gone |= wrong[:, None]
@@ -111,7 +116,7 @@ class _Span:
         first = chosen // self.groups * self.tiles.width + chosen % self.groups
         steps = torch.arange(0, self.tiles.width, self.groups, device=chosen.device)
         members = (first[:, :, None] + steps).view(held, k * GROUP)
-        keys = _keys(self.scores.gather(1, members), members + self.start).topk(k, 1)[0]
+        keys = order_keys(self.scores.gather(1, members), members + self.start).topk(k, 1)[0]
         # a tie between the last group chosen and the first left out hides which has the lowest id
         tied = (levels[:, k - 1] == levels[:, k]) & (levels[:, k] > -torch.inf)
         again = tied.nonzero()[:, 0]
@@ -126,21 +131,7 @@ def _all_keys(scores: Tensor, start: int, k: int) -> Tensor:
     ids = torch.arange(start, start + width, device=scores.device)
     turn = max(1, _KEYS // width)
     parts = [
-        _keys(scores[top : top + turn], ids).topk(min(k, width), 1)[0]
+        order_keys(scores[top : top + turn], ids).topk(min(k, width), 1)[0]
         for top in range(0, rows, turn)
     ]
     return torch.cat(parts)
-
-
-def _keys(scores: Tensor, ids: Tensor | int) -> Tensor:
-    """int64 keys in the order (score descending, id ascending); scores without NaN."""
-    bits = (scores + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: both zeros are one score
-    monotone = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (monotone.to(torch.int64) << 32) | (_LOW - ids)
-
-
-def _decode(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and ids of keys."""
-    monotone = (keys >> 32).to(torch.int32)
-    bits = monotone ^ ((monotone >> 31) & 0x7FFFFFFF)
-    return bits.view(torch.float32), _LOW - (keys & _LOW)
