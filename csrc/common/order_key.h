@@ -16,22 +16,36 @@
 
 namespace seqrec {
 
-// `score` must not be NaN; -0.0 is 0.0.  `id` must be below 2^32.
-SEQREC_HOST_DEVICE inline uint64_t order_key(float score, uint64_t id) {
+// Numbers whose order is that of scores: 0 is below that of every score.  `score` must not be NaN;
+// -0.0 is 0.0.
+SEQREC_HOST_DEVICE inline uint32_t ordered(float score) {
     score += 0.0f;  // -0.0 + 0.0 is 0.0
     uint32_t bits;
     memcpy(&bits, &score, sizeof bits);
     // Positive floats order as their bits do, negative ones the other way round and below them.
-    const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return static_cast<uint64_t>(ordered) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-SEQREC_HOST_DEVICE inline float score_of(uint64_t key) {
-    const uint32_t ordered = static_cast<uint32_t>(key >> 32);
-    const uint32_t bits = ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered;
+// The score that has this number; NaN for numbers outside those of the infinities.
+SEQREC_HOST_DEVICE inline float unordered(uint32_t number) {
+    const uint32_t bits = number & 0x80000000u ? number & 0x7fffffffu : ~number;
     float score;
     memcpy(&score, &bits, sizeof score);
     return score;
+}
+
+// `score` must not be NaN, `id` must be below 2^32.
+SEQREC_HOST_DEVICE inline uint64_t order_key(float score, uint64_t id) {
+    return static_cast<uint64_t>(ordered(score)) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+}
+
+// The same for any score; 0, below every key, for NaN.
+SEQREC_HOST_DEVICE inline uint64_t key_or_none(float score, uint64_t id) {
+    return score == score ? order_key(score, id) : 0;
+}
+
+SEQREC_HOST_DEVICE inline float score_of(uint64_t key) {
+    return unordered(static_cast<uint32_t>(key >> 32));
 }
 
 SEQREC_HOST_DEVICE inline int64_t id_of(uint64_t key) {

@@ -38,6 +38,11 @@ SEQREC_HOST_DEVICE static constexpr uint32_t philox(int64_t seed, uint32_t strea
     return x0;
 }
 
+// In [0, m).
+SEQREC_HOST_DEVICE static constexpr uint32_t choice(uint32_t word, uint32_t m) {
+    return static_cast<uint32_t>(uint64_t{word} * m >> 32);
+}
+
 // In [0, 1), a multiple of 2^-24.
 SEQREC_HOST_DEVICE static constexpr float uniform(uint32_t word) {
     return static_cast<float>(static_cast<int32_t>(word >> 8)) * 0x1p-24f;

@@ -14,6 +14,7 @@
 #include <new>
 #include <optional>
 
+#include "../common/csr.h"
 #include "kernels.h"
 
 namespace seqrec::cpu {
@@ -166,6 +167,13 @@ template <typename T>
 const T* numbers(const Tensor& t) {
     return static_cast<const T*>(t.const_data_ptr());
 }
+// Lists of items as operators take them, contiguous.
+inline Csr csr_of(const std::optional<Tensor>& offsets, const std::optional<Tensor>& ids,
+                  const std::optional<Tensor>& rows) {
+    return {numbers<int64_t>(offsets), numbers<int64_t>(ids), numbers<int64_t>(rows),
+            offsets.has_value() ? offsets->size(0) - 1 : 0, ids.has_value() ? ids->size(0) : 0};
+}
+
 template <typename T>
 T* written(const std::optional<Tensor>& t) {
     return t.has_value() ? static_cast<T*>(t->mutable_data_ptr()) : nullptr;

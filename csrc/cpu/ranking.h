@@ -14,39 +14,13 @@ constexpr int64_t kRankPanels = 4;  // panels that pass over an item tile before
 
 // ---- seen items ----------------------------------------------------------------------------------
 
-// The CSR of types.py.  Inside a compiled graph nobody has looked at its values, so every index is
-// checked before it is used; a row whose entries are not all in range is *wrong*.
-struct SeenRows {
-    const int64_t* offsets;
-    const int64_t* ids;
-    const int64_t* rows;
-    int64_t users, entries;
+// What every row has seen.  A row whose entries are not all in range is *wrong*.
+struct SeenRows : Csr {
     int64_t first_item, items;  // of the whole table: ids below first_item are ignored
 
     SeenRows(const std::optional<Tensor>& offset, const std::optional<Tensor>& id,
              const std::optional<Tensor>& row, int64_t first, int64_t all)
-        : offsets(numbers<int64_t>(offset)),
-          ids(numbers<int64_t>(id)),
-          rows(numbers<int64_t>(row)),
-          users(offset.has_value() ? offset->size(0) - 1 : 0),
-          entries(id.has_value() ? id->size(0) : 0),
-          first_item(first),
-          items(all) {}
-
-    bool given() const { return offsets != nullptr; }
-
-    // The entries of batch row `b`; false where they lie outside the CSR.
-    bool find(int64_t b, int64_t& begin, int64_t& end) const {
-        begin = end = 0;
-        if (!given()) return true;
-        const int64_t user = rows == nullptr ? b : rows[b];
-        if (user < 0 || user >= users) return false;
-        if (offsets[user] < 0 || offsets[user + 1] < offsets[user]) return false;
-        if (offsets[user + 1] > entries) return false;
-        begin = offsets[user];
-        end = offsets[user + 1];
-        return true;
-    }
+        : Csr(csr_of(offset, id, row)), first_item(first), items(all) {}
 
     bool wrong(int64_t b) const {
         int64_t begin, end;
