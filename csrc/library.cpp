@@ -47,6 +47,10 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
     m.def(
         "ascend_noise(Tensor anchors, Tensor positives, Tensor losses, Tensor noise, "
         "float temperature, int steps, float step_size, Tensor(a!) moved) -> ()");
+    // one iteration of k-means; bounds [3, M] and moved [C] are float64
+    m.def(
+        "kmeans_step(Tensor points, Tensor centroids, Tensor half, Tensor moved, bool fresh, "
+        "Tensor(a!) bounds, Tensor(b!) chosen, Tensor(c!) sums, Tensor(d!) sizes) -> ()");
     // the encoder's; the gradients of an attention's rows have the strides of those rows
     m.def(
         "attention_forward(Tensor queries, Tensor keys, Tensor values, Tensor offsets, int heads, "

@@ -113,7 +113,8 @@ class ContrastiveMethod(Method):
             return
         points = self.encoded(store)
         times = math.ceil(len(self.intents.centroids) / len(points))
-        self.intents.fit(points.repeat(times, 1), seed, warm=epoch > 0)
+        points = points if times == 1 else points.repeat(times, 1)
+        self.intents.fit(points, seed, warm=epoch > 0)
 
     @torch.no_grad()
     def encoded(self, store: SequenceStore) -> Tensor:

@@ -8,6 +8,17 @@ import torch
 
 from seqrec.data.philox import permutation
 from seqrec.methods.kmeans import KMeans
+from seqrec_kernels import native
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test, on both implementations of an iteration."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "MISSING", "switched off")
+    elif (reason := native.missing()) is not None:
+        pytest.skip(reason)
+    return str(request.param)
 
 
 def lloyd(points: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[np.ndarray, float]:
@@ -115,3 +126,14 @@ def test_a_fit_is_the_same_bits_again_and_after_a_restore(points: torch.Tensor) 
 def test_more_clusters_than_points_is_refused(points: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="6 clusters need as many points; there are 5"):
         KMeans(6, 7).fit(points[:5], seed=0, warm=False)
+
+
+def test_a_fit_that_stands_still_ends_where_all_its_iterations_would() -> None:
+    """Four tight groups: after a few iterations nothing moves any more."""
+    points = torch.eye(4).repeat(50, 1) + 1e-3 * torch.randn(200, 4)
+    short, long = KMeans(4, 4, iterations=8), KMeans(4, 4, iterations=200)
+    for model in (short, long):
+        model.centroids.copy_(torch.eye(4) + 0.1)
+        model.fit(points, seed=0, warm=True)
+    assert torch.equal(short.centroids, long.centroids)
+    assert torch.equal(short.nearest(points), torch.arange(4).repeat(50))
