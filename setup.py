@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from importlib import metadata, util
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 from setuptools.modified import newer_group
@@ -337,4 +337,12 @@ if __name__ == "__main__":
         reason = next(line for line in left_out if "'cuda'" in line or line.startswith("pure"))
         sys.exit(f"SEQREC_FORCE_CUDA=1, but there would be no CUDA library: {reason}")
     BuildNative.remarks = tuple(left_out)
-    setup(ext_modules=list(built.values()), cmdclass={"build_ext": BuildNative})
+    setup(
+        packages=[
+            *find_packages(include=["seqrec", "seqrec.*", "seqrec_kernels", "seqrec_kernels.*"]),
+            "seqrec.benchmarks",  # what `seqrec bench` runs, wherever it is installed
+        ],
+        package_dir={"seqrec.benchmarks": "benchmarks"},
+        ext_modules=list(built.values()),
+        cmdclass={"build_ext": BuildNative},
+    )

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks._machine import Machine, one_thread, peak_mib
 from seqrec_kernels.backend import backend, choose, report
+
+from ._machine import Machine, one_thread, peak_mib
 
 MEASURE = {
     "cpu": "CPU time of the one working thread, rivals interleaved, median over rounds",

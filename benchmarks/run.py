@@ -20,31 +20,38 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from benchmarks._common import MEASURE, Case, WrongResult, dtype_name, measure
-from benchmarks._machine import Machine, measured, surroundings
-from benchmarks.tables import side_by_side
+from ._common import MEASURE, Case, WrongResult, dtype_name, measure
+from ._machine import Machine, measured, surroundings
+from .tables import side_by_side
 
 FAMILIES = ("catalog_cross_entropy", "catalog_rank", "catalog_topk", "contrast", "sampled")
 STEPS = ("fenrec_step",)  # whole training steps, float32; measured where they are named
 # sizes of the papers; other widths of theirs; 100,000 items; 1,000,000 items
 MEASURED = ("paper", "wide", "large", "million")
 GROUPS = ("tiny", *MEASURED)
+PROGRAM = "python -m benchmarks.run"
 OUT = Path(__file__).with_name("out") / "result.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def main(arguments: list[str]) -> int:
-    options = parse(arguments)
+def main(arguments: list[str], program: str = PROGRAM) -> int:
+    """Measure, print the table, and give the exit status.
+
+    Args:
+        arguments: as typed.
+        program: what they were typed behind.
+    """
+    options = parse(arguments, program)
     begin = time.monotonic()
     dtypes = [DTYPES[name] for name in options.dtypes]
     small = options.shapes == ["tiny"]
     machine = measured(options.device, dtypes, small)
     result: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.run", *arguments]),
+        "command": f"{program} {shlex.join(arguments)}".strip(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": 0,
         "device": options.device,
@@ -100,15 +107,28 @@ def planned(
             for family in families:
                 if family in STEPS and dtype != torch.float32:
                     continue
-                module = importlib.import_module(f"benchmarks.test_{family}")
+                module = importlib.import_module(f"{__package__}.test_{family}")
                 for shape in module.SHAPES.get(group, []):
                     build = partial(module.case, shape, device, dtype, compiling=group != "tiny")
                     yield group, f"{family} {shape} {dtype_name(dtype)}", build
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options, with what depends on the device filled in."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+class Mistake(Exception):
+    """Arguments that cannot be; the text says which."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Mistake(message)
+
+
+def parse(arguments: list[str], program: str = PROGRAM) -> argparse.Namespace:
+    """The options, with what depends on the device filled in.
+
+    Raises:
+        Mistake: what is no option, or cannot run here.
+    """
+    parser = _Parser(prog=program, description=__doc__)
     parser.add_argument(
         "families",
         nargs="*",
@@ -161,4 +181,8 @@ def write(result: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Mistake as mistake:
+        print(f"{PROGRAM}: {mistake}", file=sys.stderr)
+        sys.exit(2)

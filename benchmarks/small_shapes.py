@@ -16,10 +16,11 @@ from functools import partial
 
 import torch
 
-from benchmarks._common import is_ours
-from benchmarks.run import DTYPES, FAMILIES
-from benchmarks.test_sampled import Shape as Sampled
 from seqrec_kernels import backend, hard_negative_info_nce
+
+from ._common import is_ours
+from .run import DTYPES, FAMILIES
+from .test_sampled import Shape as Sampled
 
 # D: one that fills no block, one that fills it, one that goes through in chunks; the other numbers
 # are ragged, and V is cut in several parts
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> int:
 
     wrong = 0
     for family in FAMILIES:
-        module = importlib.import_module(f"benchmarks.test_{family}")
+        module = importlib.import_module(f"{__package__}.test_{family}")
         for shape in SHAPES[family] if small else module.SHAPES["paper"][:1]:
             for dtype in DTYPES.values():
                 case = module.case(shape, device, dtype, compiling=False)

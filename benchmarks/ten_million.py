@@ -25,12 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._machine import peak_resident, surroundings
-from benchmarks.run import write
-from benchmarks.test_catalog_cross_entropy import TOLERANCE
-from benchmarks.test_catalog_rank import slack
 from seqrec_kernels import SeenItems, catalog_cross_entropy, catalog_rank, catalog_topk
 from seqrec_kernels.backend import choose
+
+from ._machine import peak_resident, surroundings
+from .run import write
+from .test_catalog_cross_entropy import TOLERANCE
+from .test_catalog_rank import slack
 
 ROWS, SAMPLED, K, SEEN = 128, 8, 20, 8
 CHUNK = 1 << 13  # items at a time in float64

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._common import Case, implementations, is_ours
 from seqrec_kernels import catalog_cross_entropy
+
+from ._common import Case, implementations, is_ours
 
 SHAPES = {
     "tiny": [(40, 300, 16)],

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks._common import Case, implementations, is_ours
 from seqrec_kernels import Rank, SeenItems, catalog_rank
+
+from ._common import Case, implementations, is_ours
 
 SHAPES = {
     "tiny": [(24, 300, 16)],

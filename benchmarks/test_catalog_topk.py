@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks._common import Case, implementations, is_ours
-from benchmarks.test_catalog_rank import slack
 from seqrec_kernels import SeenItems, TopK, catalog_topk
+
+from ._common import Case, implementations, is_ours
+from .test_catalog_rank import slack
 
 SHAPES = {
     "tiny": [(24, 300, 16)],

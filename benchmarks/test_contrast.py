@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._common import Case, implementations, is_ours
 from seqrec_kernels import hard_negative_info_nce
+
+from ._common import Case, implementations, is_ours
 
 # pairs of views, noise rows, width; rows are contrasted with all rows of both views
 SHAPES = {

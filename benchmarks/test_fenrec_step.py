@@ -22,8 +22,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks._common import Case, implementations
-from benchmarks.dense_fenrec import DenseFENRec, Inputs
 from seqrec.config import Config, load_config
 from seqrec.data.log import read_log
 from seqrec.data.split import Split, split_log
@@ -33,6 +31,9 @@ from seqrec.methods.base import Step
 from seqrec.methods.contrastive import ContrastiveMethod
 from seqrec.methods.labels import label_items
 from seqrec_kernels.backend import backend
+
+from ._common import Case, implementations
+from .dense_fenrec import DenseFENRec, Inputs
 
 # rows of a batch, and the phase
 Shape = tuple[int, str]

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._common import Case, implementations, is_ours
 from seqrec_kernels import bce_loss, bpr_loss, sampled_softmax_loss
+
+from ._common import Case, implementations, is_ours
 
 
 class Shape(NamedTuple):

@@ -19,10 +19,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks._common import interleaved
-from benchmarks._machine import one_thread, surroundings
-from benchmarks.test_fenrec_step import Ours, beauty, prepared, published, step_of
 from seqrec_kernels import catalog_cross_entropy
+
+from ._common import interleaved
+from ._machine import one_thread, surroundings
+from .test_fenrec_step import Ours, beauty, prepared, published, step_of
 
 Parts = dict[str, Callable[[], object]]
 

@@ -12,8 +12,9 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from importlib import import_module, util
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from seqrec.errors import UsageError
 from seqrec.keys import alternatives
@@ -338,6 +339,59 @@ dropped, and how many users can be evaluated."""
             print(line)
 
 
+class Bench(Command):
+    name = "bench"
+    summary = "speed and memory of the operators on this machine"
+    description = """\
+Time every operator beside what else computes the same (eager torch, torch.compile, installed
+peers), on the same inputs, in turns, each checked before it is timed; then print one table."""
+    examples = """\
+  seqrec bench
+  seqrec bench catalog_rank sampled --dtypes float32,bfloat16
+"""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("families", metavar="FAMILY", nargs="*", help="operators; all, if none is named")
+        add("--device", metavar="NAME", type=_choice("cpu", "cuda"), help="cpu (default), cuda")
+        add("--shapes", metavar="NAMES", help="sizes: paper (default on a CPU), wide, large, all")
+        add("--dtypes", metavar="NAMES", help="float32 (default on a CPU), bfloat16")
+        add("--rounds", metavar="N", type=_whole(1), help="at most so many of each")
+        add(
+            "--seconds",
+            metavar="N",
+            type=_whole(1),
+            default=300,
+            help="start nothing later than that; what was left out is named (default: 300)",
+        )
+        add("--out", metavar="FILE", default="seqrec-bench.json", help="every figure, as JSON")
+
+    def run(self, args: argparse.Namespace) -> None:
+        run = _benchmarks()
+        words = [*args.families]
+        for name in ("device", "shapes", "dtypes", "rounds", "seconds", "out"):
+            if getattr(args, name) is not None:
+                words += [f"--{name}", str(getattr(args, name))]
+        try:
+            wrong = run.main(words, "seqrec bench")
+        except run.Mistake as mistake:
+            raise UsageError(str(mistake), "seqrec bench", "see `seqrec bench --help`") from None
+        if wrong:
+            raise RuntimeError(f"a result of ours is wrong; {args.out} says which")
+
+
+def _benchmarks() -> Any:
+    """The module that measures: in an installed seqrec a part of it, in a checkout beside it.
+
+    Raises:
+        UsageError: what the benchmarks are written with is not installed.
+    """
+    if util.find_spec("pytest") is None:
+        raise UsageError("the benchmarks need pytest", "seqrec bench", "pip install pytest")
+    installed = util.find_spec("seqrec.benchmarks") is not None
+    return import_module("seqrec.benchmarks.run" if installed else "benchmarks.run")
+
+
 class Doctor(Command):
     name = "doctor"
     summary = "versions, devices, and which kernels run where"
@@ -354,7 +408,7 @@ on this machine and why the faster ones do not."""
 
 
 COMMANDS: tuple[Command, ...] = (
-    *(Train(), Resume(), Evaluate(), Recommend(), Compare(), Data(), Doctor()),
+    *(Train(), Resume(), Evaluate(), Recommend(), Compare(), Data(), Doctor(), Bench()),
 )
 
 

@@ -98,6 +98,8 @@ TRAIN = ["train", "sasrec", "--data", SMALL, "--out", "out"]
             "--out: '' names nothing (seqrec train); ",
         ),
         (["recommend", "x", "--input", ""], "--input: '' names nothing (seqrec recommend); see "),
+        (["bench", "foo"], "no family 'foo'; there are "),
+        (["bench", "--shapes", "huge"], "argument --shapes: 'huge' is not of "),
         (["data", ""], "FILE: '' names nothing (seqrec data); see `seqrec data --help`"),
         ([*TRAIN, "--epochs", "0"], "--epochs: '0' is no whole number, at least 1 (seqrec train)"),
         ([*TRAIN, "--device", "gpu"], "--device: 'gpu' is not auto, cpu or cuda (seqrec train); "),
@@ -231,7 +233,7 @@ def test_debug_shows_the_traceback(command: Command, monkeypatch: pytest.MonkeyP
 def test_help_and_version(command: Command) -> None:
     status, out, err = command("--help")
     assert (status, err) == (0, "")
-    for name in ("train", "resume", "evaluate", "recommend", "compare", "data", "doctor"):
+    for name in ("train", "resume", "evaluate", "recommend", "compare", "data", "doctor", "bench"):
         assert f"    {name}" in out
         status, text, err = command(name, "--help")
         assert (status, err) == (0, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -122,8 +123,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     source.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    for name in ("seqrec", "seqrec_kernels", "csrc"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in ("seqrec", "seqrec_kernels", "csrc", "benchmarks"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.so", "results")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     done = subprocess.run(
@@ -144,11 +145,29 @@ def test_a_wheel_holds_everything_the_packages_need(wheel: Path) -> None:
         for pattern in ("*.py", "*.toml", "py.typed"):
             for file in (ROOT / package).rglob(pattern):
                 assert (wheel / file.relative_to(ROOT)).is_file(), f"{file} is not in the wheel"
-    assert not (wheel / "tests").exists()
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        assert (wheel / "seqrec" / file.relative_to(ROOT)).is_file(), f"{file} is not in the wheel"
+    assert not (wheel / "tests").exists() and not (wheel / "benchmarks").exists()
     assert not list(wheel.rglob("*.so"))
     (info,) = wheel.glob("*.dist-info")
     assert (info / "licenses" / "LICENSE").is_file()
     assert "seqrec = seqrec.cli:main" in (info / "entry_points.txt").read_text()
+
+
+def test_bench_measures_where_there_is_no_checkout(wheel: Path, tmp_path: Path) -> None:
+    words = ["-m", "seqrec.cli", "bench", "catalog_rank", "--shapes", "tiny", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, *words, "--out", "here.json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(wheel)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "times ours" in done.stdout and "catalog_rank" in done.stdout
+    assert "0 wrong" in done.stdout
+    kept = json.loads((tmp_path / "here.json").read_text())
+    assert kept["command"].startswith("seqrec bench catalog_rank") and kept["cases"]
 
 
 @pytest.fixture
