@@ -72,7 +72,7 @@ TRAIN = ["train", "sasrec", "--data", SMALL, "--out", "out"]
         (
             [],
             "no command (seqrec); one of train, resume, evaluate, recommend, compare, data, "
-            "doctor; ",
+            "doctor, bench; ",
         ),
         (["trian"], "unknown command 'trian' (seqrec); did you mean train?"),
         (["zzz"], "unknown command 'zzz' (seqrec); the commands: train, resume, evaluate, "),
