@@ -105,7 +105,8 @@ Command, configuration and data are checked before anything is created."""
         ]
         for key in keys.values():
             values = f": {key.allowed}" if key.kind is str and key.rule else ""
-            only = f" ({', '.join(key.methods)})" if key.methods else ""
+            readers = key.samplers or key.methods
+            only = f" ({', '.join(readers)})" if readers else ""
             lines.append(f"  {key.name:<26} {_typed(key.default):<14} {key.help}{values}{only}")
         lines.append("\nwhat the methods' own defaults change:")
         for method in METHODS:
@@ -423,7 +424,7 @@ def _typed(value: object) -> str:
 
 def _wrapped(name: str, words: list[str]) -> list[str]:
     """A name and what belongs to it, in lines as wide as the others."""
-    head = f"  {name:<9}"
+    head = f"  {name:<8} "
     text = " ".join(words) or "none"
     return textwrap.wrap(
         text, 100, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False

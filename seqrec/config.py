@@ -37,6 +37,7 @@ from seqrec.keys import (
 )
 from seqrec.methods import METHODS
 from seqrec.methods.settings import MethodConfig
+from seqrec.negatives.settings import NegativesConfig
 from seqrec.preset import default_file, preset_file
 
 METRICS = ("HR", "NDCG", "MRR")
@@ -94,11 +95,6 @@ class EncoderConfig:
         help="rows of the table that are no items, classes of the loss all the same",
         rule=at_least(0),
     )
-
-
-@dataclass(frozen=True)
-class NegativesConfig:
-    """Samplers have their keys here; no method of this version samples negatives."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ class Config:
             values = {
                 name: value
                 for name, value in dataclasses.asdict(getattr(self, table.name)).items()
-                if _KEYS[f"{table.name}.{name}"].read_by(self.method.name)
+                if _KEYS[f"{table.name}.{name}"].read_by(self.method.name, self.negatives.sampler)
             }
             if values and (table.name != "preset" or self.preset.name):
                 lines = [f"{name} = {to_toml_value(value)}" for name, value in values.items()]
@@ -367,16 +363,29 @@ class _Layers:
         return config
 
     def _check_read(self) -> None:
-        """A key that the method does not read would be set in vain."""
+        """A key that neither the method nor its sampler reads would be set in vain.
+
+        But a preset's keys give way where the user asks for another sampler.
+        """
         method = self.values["method.name"]
-        for name in self.values:
-            if not _KEYS[name].read_by(method):
-                raise UsageError(
-                    f"{method} does not read {name}",
-                    self.origins[name],
-                    f"leave it out; {alternatives(_KEYS[name].methods, 'and')} "
-                    f"read{'s' if len(_KEYS[name].methods) == 1 else ''} it",
-                )
+        sampler = self.values.get("negatives.sampler", NegativesConfig.sampler)
+        for name in list(self.values):
+            known = _KEYS[name]
+            if not known.read_by(method):
+                reader, readers = method, known.methods
+            elif known.read_by(method, sampler):
+                continue
+            elif self.origins[name].startswith("preset "):
+                del self.values[name]
+                continue
+            else:
+                reader, readers = f"the sampler {sampler}", known.samplers
+            raise UsageError(
+                f"{reader} does not read {name}",
+                self.origins[name],
+                f"leave it out; {alternatives(readers, 'and')} "
+                f"read{'s' if len(readers) == 1 else ''} it",
+            )
 
     def _check_together(self, config: Config) -> None:
         encoder, evaluation, method = config.encoder, config.evaluation, config.method
@@ -406,6 +415,19 @@ class _Layers:
                 "method.positive is augmented, but encoder.extra_rows is 0",
                 self._origin("method.positive", "encoder.extra_rows"),
                 "a masked item needs a row of the table: encoder.extra_rows = 1",
+            )
+        if method.calibration > 0 and method.loss != "bce":
+            raise UsageError(
+                f"method.calibration is {method.calibration}, but method.loss is {method.loss}",
+                self._origin("method.calibration", "method.loss"),
+                "only bce is calibrated",
+            )
+        negatives = config.negatives
+        if not negatives.pool and (negatives.sampler != "r2ns" or not negatives.recall):
+            raise UsageError(
+                f"{negatives.sampler} has no candidates: negatives.pool is 0",
+                self._origin("negatives.pool", "negatives.recall", "negatives.sampler"),
+                "give it some",
             )
         if not method.mix_spread <= method.mix <= 1 - method.mix_spread:
             raise UsageError(
@@ -440,5 +462,5 @@ def _unknown_key(name: str, where: str, method: str) -> UsageError:
     elif known:
         mend = f"the keys of [{table}]: {', '.join(known)}"
     else:
-        mend = f"[{table}] has no keys in this version"
+        mend = f"{method} reads no key of [{table}]"
     return UsageError(f"unknown key {name!r}", where, mend)

@@ -15,6 +15,7 @@ DROPOUT = 2  # dropout masks of a step
 EPOCH = 3  # what a method does before an epoch
 MIX = 4  # mix ratios of a contrastive term
 VIEWS = 5  # augmented views of a step
+NEGATIVES = 6  # sampled negatives of a step
 
 
 def derive(seed: int, purpose: int, *counters: int) -> int:

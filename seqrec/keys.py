@@ -53,12 +53,13 @@ def key(
     help: str,
     rule: Rule | None = None,
     methods: tuple[str, ...] = (),
+    samplers: tuple[str, ...] = (),
 ) -> Any:
     """Declare a key of a configuration table: a dataclass field with its help and its rule.
 
-    `methods` names those that read it, where not all do.
+    `methods` names those that read it, where not all do; `samplers` alike.
     """
-    metadata = {"help": help, "rule": rule, "methods": methods}
+    metadata = {"help": help, "rule": rule, "methods": methods, "samplers": samplers}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -66,7 +67,7 @@ def key(
 class Key:
     """A declared key: ``name`` is dotted (``training.lr``), `kind` its annotation.
 
-    `methods` are those that read it; none named: all of them.
+    `methods` are those that read it, `samplers` alike; none named: all of them.
     """
 
     name: str
@@ -75,10 +76,13 @@ class Key:
     help: str
     rule: Rule | None
     methods: tuple[str, ...]
+    samplers: tuple[str, ...]
 
-    def read_by(self, method: str) -> bool:
-        """Whether the key means anything to a method."""
-        return not self.methods or method in self.methods
+    def read_by(self, method: str, sampler: str = "") -> bool:
+        """Whether the key means anything to a method, and to its sampler where one is named."""
+        if self.methods and method not in self.methods:
+            return False
+        return not (sampler and self.samplers) or sampler in self.samplers
 
     def read(self, value: object, where: str, *, text: bool = False) -> Any:
         """`value` as this key's type, or a UsageError naming key, value and what is allowed.

@@ -169,6 +169,25 @@ class SequenceStore:
         sequences = np.searchsorted(self.offsets, self._prefix_ends, side="right") - 1
         return sequences, self._prefix_ends - self.offsets[sequences]
 
+    def prefix_places(self, numbers: np.ndarray) -> np.ndarray:
+        """Where in ``values`` the item after each prefix stands: int64 [b], on the host."""
+        return self._prefix_ends[numbers]
+
+    def target_places(self, rows: np.ndarray, most: int) -> np.ndarray:
+        """Where in ``values`` the targets of ``batch(rows, most + 1).shifted()`` stand, in order.
+
+        Args:
+            rows: int64 [b], host numbers of stored sequences.
+            most: at least 1; targets of a sequence.
+
+        Returns:
+            int64 [N], on the host.
+        """
+        ends = self.offsets[1:][rows]
+        counts = np.clip(ends - self.offsets[:-1][rows] - 1, 0, most)
+        before = np.cumsum(counts) - counts
+        return np.arange(counts.sum()) + np.repeat(ends - counts - before, counts)
+
     def prefix_batch(
         self, numbers: np.ndarray | Tensor, max_length: int
     ) -> tuple[JaggedBatch, Tensor]:

@@ -21,6 +21,8 @@ _REGISTRY = {
     "fenrec": "seqrec.methods.contrastive:ContrastiveMethod",
     "cl4srec": "seqrec.methods.contrastive:ContrastiveMethod",
     "duorec": "seqrec.methods.contrastive:ContrastiveMethod",
+    "sasrec-sampled": "seqrec.methods.sampled:SampledMethod",
+    "r2ns": "seqrec.methods.sampled:SampledMethod",
 }
 
 METHODS: tuple[str, ...] = tuple(_REGISTRY)

@@ -70,6 +70,13 @@ class Method(nn.Module, ABC):
     def loss(self, batch: Any, step: Step) -> Tensor:
         """Mean loss of the batch, a 0-d float32 tensor."""
 
+    def facts(self, epoch: int) -> dict[str, int | float]:
+        """What the run's log says of an epoch (from 0) beside its loss; nothing, unless overridden.
+
+        Known on the host: a schedule's numbers, no measurement.
+        """
+        return {}
+
     @abstractmethod
     def queries(self, histories: JaggedBatch) -> Tensor:
         """[B, D], one query a history; for evaluation, without dropout."""

@@ -26,8 +26,8 @@ from seqrec.methods.base import Method, Step
 from seqrec_kernels import catalog_cross_entropy
 
 
-class SASRecMethod(Method):
-    """SASRec; `config.method.rows` chooses the training rows."""
+class NextItem(Method):
+    """An encoder that predicts next items; `config.method.rows` chooses the training rows."""
 
     def __init__(self, config: Config, n_items: int) -> None:
         super().__init__()
@@ -39,21 +39,32 @@ class SASRecMethod(Method):
     def rows(self, store: SequenceStore) -> int:
         return store.n_prefixes if self.prefixes else len(store.trainable)
 
-    def batch(
-        self, store: SequenceStore, rows: np.ndarray, step: Step
-    ) -> tuple[JaggedBatch, Tensor]:
+    def pairs(self, store: SequenceStore, rows: np.ndarray) -> tuple[JaggedBatch, Tensor]:
         """Input sequences and targets: [N] of them (positions) or [B] (prefixes)."""
         if self.prefixes:
             return store.prefix_batch(rows, self.max_length)
         return store.batch(store.trainable[rows], self.max_length + 1).shifted()
 
-    def loss(self, batch: tuple[JaggedBatch, Tensor], step: Step) -> Tensor:
-        inputs, targets = batch
+    def encoded(self, inputs: JaggedBatch, step: Step) -> Tensor:
+        """The queries of a batch's targets, under the step's dropout: [N, D] or [B, D]."""
         encode = self.encoder.last if self.prefixes else self.encoder.forward
-        return catalog_cross_entropy(encode(inputs, step.generator), self.encoder.table, targets)
+        return encode(inputs, step.generator)
 
     def queries(self, histories: JaggedBatch) -> Tensor:
         return self.encoder.last(histories)
 
     def items(self) -> Tensor:
         return self.encoder.items
+
+
+class SASRecMethod(NextItem):
+    """SASRec against the whole catalogue."""
+
+    def batch(
+        self, store: SequenceStore, rows: np.ndarray, step: Step
+    ) -> tuple[JaggedBatch, Tensor]:
+        return self.pairs(store, rows)
+
+    def loss(self, batch: tuple[JaggedBatch, Tensor], step: Step) -> Tensor:
+        inputs, targets = batch
+        return catalog_cross_entropy(self.encoded(inputs, step), self.encoder.table, targets)

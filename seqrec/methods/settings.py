@@ -13,6 +13,7 @@ from seqrec.keys import Rule, above, at_least, key, one_of, within
 
 _VIEWS = ("icsrec", "fenrec", "cl4srec", "duorec")
 _FENREC = ("fenrec", "cl4srec", "duorec")
+_SAMPLED = ("sasrec-sampled", "r2ns")
 _SHARE = Rule("at least 0 and at most 1", lambda value: 0 <= value <= 1)
 
 
@@ -25,13 +26,25 @@ class MethodConfig:
         "positions",
         help="a row is a sequence (every place predicts) or a prefix (its last place does)",
         rule=one_of("positions", "prefixes"),
-        methods=("sasrec",),
+        methods=("sasrec", *_SAMPLED),
     )
     warmup_epochs: int = key(
         0,
         help="epochs before the method's own loss or sampler starts",
         rule=at_least(0),
-        methods=_FENREC,
+        methods=(*_FENREC, *_SAMPLED),
+    )
+    loss: str = key(
+        "bce",
+        help="against the sampled negatives",
+        rule=one_of("bce", "bpr", "softmax"),
+        methods=_SAMPLED,
+    )
+    calibration: float = key(
+        0.0,
+        help="gSASRec's t: how much of bce's overconfidence is taken back",
+        rule=_SHARE,
+        methods=_SAMPLED,
     )
     coarse_weight: float = key(
         0.1, help="of the loss between the two views of a row", rule=at_least(0), methods=_VIEWS

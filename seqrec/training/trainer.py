@@ -174,6 +174,7 @@ class Trainer:
             epoch=counters.epoch,
             step=counters.step,
             phase=phase,
+            **self.method.facts(counters.epoch - 1),
             loss=loss,
             valid=metrics,
             seconds=round(seconds, 3),

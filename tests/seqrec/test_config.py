@@ -128,8 +128,7 @@ def test_a_run_s_own_configuration_is_a_config_file(tmp_path: Path, preset_folde
         ("zzz=1", "unknown key 'zzz' (--set zzz=1); `seqrec train --help` lists the keys"),
         (
             "negatives.k=1",
-            "unknown key 'negatives.k' (--set negatives.k=1); "
-            "[negatives] has no keys in this version",
+            "unknown key 'negatives.k' (--set negatives.k=1); sasrec reads no key of [negatives]",
         ),
         (
             "method.zzz=1",
@@ -193,6 +192,11 @@ def test_a_run_s_own_configuration_is_a_config_file(tmp_path: Path, preset_folde
             "method.gamma=0.2",
             "sasrec does not read method.gamma (--set method.gamma=0.2); "
             "leave it out; fenrec, cl4srec and duorec read it",
+        ),
+        (
+            "negatives.pool=9",
+            "sasrec does not read negatives.pool (--set negatives.pool=9); "
+            "leave it out; sasrec-sampled and r2ns read it",
         ),
         (
             "data.sha256=ab",
@@ -324,7 +328,7 @@ def test_a_key_of_another_method_is_refused_wherever_it_stands(
     assert load_config("fenrec", file=file, flags=DATA).method.mix == 0.2
     with pytest.raises(UsageError, match=r"icsrec does not read method\.mix \(.*mine\.toml\)"):
         load_config("icsrec", file=file, flags=DATA)
-    with pytest.raises(UsageError, match=r"fenrec does not read method\.rows .*sasrec reads it"):
+    with pytest.raises(UsageError, match=r"fenrec does not read method\.rows .*sasrec, .*read it"):
         load_config("fenrec", sets={"method.rows": "prefixes"}, flags=DATA)
 
 
