@@ -60,11 +60,30 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
         "Tensor offsets, int heads, bool last, Tensor seed, int dropped, Tensor lse, "
         "Tensor(a!) d_queries, Tensor(b!) d_keys, Tensor(c!) d_values) -> ()");
     m.def(
-        "norm_forward(Tensor x, Tensor h, Tensor weight, Tensor bias, float eps, bool after, "
-        "Tensor seed, int dropped, Tensor(a!) y, Tensor(b!) unit, Tensor(c!) rate) -> ()");
+        "norm_forward(Tensor x, Tensor? h, Tensor? shift, Tensor weight, Tensor bias, float eps, "
+        "bool after, Tensor seed, int dropped, Tensor(a!)? s, Tensor(b!) y, Tensor(c!) unit, "
+        "Tensor(d!) rate) -> ()");
     m.def(
-        "norm_backward(Tensor grad, Tensor weight, bool after, Tensor seed, int dropped, "
-        "Tensor unit, Tensor rate, Tensor(a!) d_x, Tensor(b!) d_h, Tensor(c!) d_scales) -> ()");
+        "norm_backward(Tensor grad, Tensor? grad_s, Tensor weight, bool after, Tensor seed, "
+        "int dropped, Tensor unit, Tensor rate, Tensor(a!) d_x, Tensor(b!) d_h, "
+        "Tensor(c!) d_scales) -> ()");
+    m.def(
+        "residual_forward(Tensor x, Tensor h, Tensor shift, Tensor seed, int dropped, "
+        "Tensor(a!) s) -> ()");
+    m.def(
+        "residual_backward(Tensor grad, Tensor seed, int dropped, Tensor(a!) d_h, "
+        "Tensor(b!) d_shift) -> ()");
+    m.def(
+        "embed_forward(Tensor table, Tensor items, Tensor places, Tensor at, float scale, "
+        "Tensor seed, int dropped, Tensor(a!) y) -> ()");
+    m.def(
+        "embed_backward(Tensor grad, Tensor items, Tensor at, float scale, Tensor seed, "
+        "int dropped, Tensor(a!) d_table, Tensor(b!) d_places) -> ()");
+    m.def(
+        "relu_forward(Tensor h, Tensor bias, Tensor seed, int dropped, Tensor(a!) y) -> ()");
+    m.def(
+        "relu_backward(Tensor grad, Tensor h, Tensor bias, Tensor seed, int dropped, "
+        "Tensor(a!) d_h, Tensor(b!) d_bias) -> ()");
     m.def("gelu_forward(Tensor h, Tensor bias, Tensor(a!) y) -> ()");
     m.def(
         "gelu_backward(Tensor grad, Tensor h, Tensor bias, Tensor(a!) d_h, Tensor(b!) d_bias) -> "

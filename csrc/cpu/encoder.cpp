@@ -117,47 +117,144 @@ void for_each_block(int64_t rows, int64_t width, int64_t of_each, float* totals,
     }
 }
 
-ResidualNorm residual_norm(const Tensor& weight, double eps, bool after, const Tensor& seed,
-                           int64_t dropped, const Tensor& unit, const Tensor& rate) {
+ResidualNorm residual_of(const std::optional<Tensor>& shift, const Tensor& seed, int64_t dropped,
+                         int64_t width) {
     ResidualNorm a{};
-    a.weight = numbers<float>(weight);
-    a.width = weight.size(0);
-    a.eps = static_cast<float>(eps);
-    a.after = after;
+    a.shift = numbers<float>(shift);
+    a.width = width;
     a.drop = dropout(seed, dropped);
-    a.unit = written<float>(unit);
-    a.rate = written<float>(rate);
     return a;
 }
 
-void norm_forward(const Tensor& x, const Tensor& h, const Tensor& weight, const Tensor& bias,
-                  double eps, bool after, const Tensor& seed, int64_t dropped, const Tensor& y,
-                  const Tensor& unit, const Tensor& rate) {
-    ResidualNorm a = residual_norm(weight, eps, after, seed, dropped, unit, rate);
+void norm_forward(const Tensor& x, const std::optional<Tensor>& h,
+                  const std::optional<Tensor>& shift, const Tensor& weight, const Tensor& bias, double eps, bool after,
+                  const Tensor& seed, int64_t dropped, const std::optional<Tensor>& s,
+                  const Tensor& y, const Tensor& unit, const Tensor& rate) {
+    ResidualNorm a = residual_of(shift, seed, dropped, x.size(1));
     a.x = numbers<float>(x);
     a.h = numbers<float>(h);
+    a.weight = numbers<float>(weight);
     a.bias = numbers<float>(bias);
+    a.eps = static_cast<float>(eps);
+    a.after = after;
+    a.s = written<float>(s);
     a.y = written<float>(y);
+    a.unit = written<float>(unit);
+    a.rate = written<float>(rate);
     for_each_block(x.size(0), a.width, 0, nullptr,
                    [&](int64_t begin, int64_t end, float* scratch, float*) {
         encoder_kernels().norm(a, begin, end, scratch);
     });
 }
 
-void norm_backward(const Tensor& grad, const Tensor& weight, bool after, const Tensor& seed,
-                   int64_t dropped, const Tensor& unit, const Tensor& rate, const Tensor& d_x,
-                   const Tensor& d_h, const Tensor& d_scales) {
-    ResidualNorm a = residual_norm(weight, 0.0, after, seed, dropped, unit, rate);
+void norm_backward(const Tensor& grad, const std::optional<Tensor>& grad_s, const Tensor& weight,
+                   bool after, const Tensor& seed, int64_t dropped, const Tensor& unit,
+                   const Tensor& rate, const Tensor& d_x, const Tensor& d_h,
+                   const Tensor& d_scales) {
+    ResidualNorm a = residual_of(std::nullopt, seed, dropped, unit.size(1));
+    a.weight = numbers<float>(weight);
+    a.after = after;
+    a.unit = written<float>(unit);
+    a.rate = written<float>(rate);
     a.grad = numbers<float>(grad);
+    a.grad_s = numbers<float>(grad_s);
     a.d_x = written<float>(d_x);
     a.d_h = written<float>(d_h);
-    for_each_block(grad.size(0), a.width, 2 * a.width, written<float>(d_scales),
+    for_each_block(grad.size(0), a.width, (after ? 2 : 3) * a.width, written<float>(d_scales),
                    [&](int64_t begin, int64_t end, float* scratch, float* sums) {
         ResidualNorm own = a;
         own.d_weight = sums;
         own.d_bias = sums + a.width;
+        own.d_shift = after ? nullptr : sums + 2 * a.width;
         encoder_kernels().norm_backward(own, begin, end, scratch);
     });
+}
+
+void residual_forward(const Tensor& x, const Tensor& h, const Tensor& shift, const Tensor& seed,
+                      int64_t dropped, const Tensor& s) {
+    ResidualNorm a = residual_of(shift, seed, dropped, x.size(1));
+    a.x = numbers<float>(x);
+    a.h = numbers<float>(h);
+    a.s = written<float>(s);
+    for_each_block(x.size(0), a.width, 0, nullptr,
+                   [&](int64_t begin, int64_t end, float* scratch, float*) {
+        encoder_kernels().residual(a, begin, end, scratch);
+    });
+}
+
+void residual_backward(const Tensor& grad, const Tensor& seed, int64_t dropped, const Tensor& d_h,
+                       const Tensor& d_shift) {
+    ResidualNorm a = residual_of(std::nullopt, seed, dropped, grad.size(1));
+    a.grad_s = numbers<float>(grad);
+    a.d_h = written<float>(d_h);
+    for_each_block(grad.size(0), a.width, a.width, written<float>(d_shift),
+                   [&](int64_t begin, int64_t end, float* scratch, float* sums) {
+        ResidualNorm own = a;
+        own.d_shift = sums;
+        encoder_kernels().residual_backward(own, begin, end, scratch);
+    });
+}
+
+Embedding embedding(const Tensor& table, const Tensor& items, const Tensor& places,
+                    const Tensor& at, double scale, const Tensor& seed, int64_t dropped) {
+    Embedding a{};
+    a.items = numbers<int64_t>(items);
+    a.at = numbers<int64_t>(at);
+    a.width = table.size(1);
+    a.scale = static_cast<float>(scale);
+    a.drop = dropout(seed, dropped);
+    a.table = numbers<float>(table);
+    a.places = numbers<float>(places);
+    return a;
+}
+
+void embed_forward(const Tensor& table, const Tensor& items, const Tensor& places, const Tensor& at,
+                   double scale, const Tensor& seed, int64_t dropped, const Tensor& y) {
+    Embedding a = embedding(table, items, places, at, scale, seed, dropped);
+    a.y = written<float>(y);
+    for_each_block(items.size(0), a.width, 0, nullptr,
+                   [&](int64_t begin, int64_t end, float* scratch, float*) {
+        encoder_kernels().embed(a, begin, end, scratch);
+    });
+}
+
+// out[ids[i]][:] += scale * rows[i][:] from zero on.  A task owns a range of out's rows and looks at
+// every id, so each row meets its terms in their order whatever the number of tasks.
+void scatter(const float* rows, const int64_t* ids, int64_t count, int64_t width, float scale,
+             const Tensor& out) {
+    float* to = written<float>(out);
+    const int64_t height = out.size(0);
+    const int64_t ranges = std::min<int64_t>(torch::stable::get_num_threads(), height);
+    run_tasks(ranges, [] { return 0; }, [&](int64_t range, int) {
+        const int64_t begin = height * range / ranges, end = height * (range + 1) / ranges;
+        std::fill(to + begin * width, to + end * width, 0.0f);
+        for (int64_t i = 0; i < count; ++i) {
+            if (ids[i] < begin || ids[i] >= end) continue;
+            for (int64_t c = 0; c < width; ++c) to[ids[i] * width + c] += scale * rows[i * width + c];
+        }
+    });
+}
+
+void embed_backward(const Tensor& grad, const Tensor& items, const Tensor& at, double scale,
+                    const Tensor& seed, int64_t dropped, const Tensor& d_table,
+                    const Tensor& d_places) {
+    const int64_t rows = items.size(0), width = d_table.size(1);
+    const float* masked = numbers<float>(grad);
+    Buffer<float> room(dropped != 0 ? rows * width : 1);
+    if (dropped != 0) {
+        Embedding a{};
+        a.width = width;
+        a.drop = dropout(seed, dropped);
+        a.grad = masked;
+        a.d_y = room.get();
+        for_each_block(rows, width, 0, nullptr,
+                       [&](int64_t begin, int64_t end, float* scratch, float*) {
+            encoder_kernels().embed_backward(a, begin, end, scratch);
+        });
+        masked = room.get();
+    }
+    scatter(masked, numbers<int64_t>(items), rows, width, static_cast<float>(scale), d_table);
+    scatter(masked, numbers<int64_t>(at), rows, width, 1.0f, d_places);
 }
 
 Activation activation(const Tensor& h, const Tensor& bias) {
@@ -189,6 +286,31 @@ void gelu_backward(const Tensor& grad, const Tensor& h, const Tensor& bias, cons
     });
 }
 
+void relu_forward(const Tensor& h, const Tensor& bias, const Tensor& seed, int64_t dropped,
+                  const Tensor& y) {
+    Activation a = activation(h, bias);
+    a.drop = dropout(seed, dropped);
+    a.y = written<float>(y);
+    for_each_block(h.size(0), a.width, 0, nullptr,
+                   [&](int64_t begin, int64_t end, float* scratch, float*) {
+        encoder_kernels().relu(a, begin, end, scratch);
+    });
+}
+
+void relu_backward(const Tensor& grad, const Tensor& h, const Tensor& bias, const Tensor& seed,
+                   int64_t dropped, const Tensor& d_h, const Tensor& d_bias) {
+    Activation a = activation(h, bias);
+    a.drop = dropout(seed, dropped);
+    a.grad = numbers<float>(grad);
+    a.d_h = written<float>(d_h);
+    for_each_block(h.size(0), a.width, a.width, written<float>(d_bias),
+                   [&](int64_t begin, int64_t end, float* scratch, float* sums) {
+        Activation own = a;
+        own.d_bias = sums;
+        encoder_kernels().relu_backward(own, begin, end, scratch);
+    });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(seqrec_native, CPU, m) {
@@ -196,6 +318,12 @@ STABLE_TORCH_LIBRARY_IMPL(seqrec_native, CPU, m) {
     m.impl("attention_backward", TORCH_BOX(&attention_backward));
     m.impl("norm_forward", TORCH_BOX(&norm_forward));
     m.impl("norm_backward", TORCH_BOX(&norm_backward));
+    m.impl("residual_forward", TORCH_BOX(&residual_forward));
+    m.impl("residual_backward", TORCH_BOX(&residual_backward));
+    m.impl("embed_forward", TORCH_BOX(&embed_forward));
+    m.impl("embed_backward", TORCH_BOX(&embed_backward));
+    m.impl("relu_forward", TORCH_BOX(&relu_forward));
+    m.impl("relu_backward", TORCH_BOX(&relu_backward));
     m.impl("gelu_forward", TORCH_BOX(&gelu_forward));
     m.impl("gelu_backward", TORCH_BOX(&gelu_backward));
 }

@@ -37,22 +37,36 @@ struct Attention {
     float *d_queries, *d_keys, *d_values;  // strided as what they are the gradients of
 };
 
-// y = norm(x + drop(h)), or drop(norm(x + h)) with `after`: rows of `width` numbers, dense.
+// drop(scale table[items] + places[at]): rows of `width` numbers, dense; one of `count` a token.
+struct Embedding {
+    const float *table, *places;
+    const int64_t *items, *at;
+    int64_t width;
+    float scale;
+    Dropout drop;
+    float* y;
+    const float* grad;  // of y
+    float* d_y;         // of what is dropped of, times `scale` only in the table's gradient
+};
+
+// s = x + drop(h + shift) and y = norm(s), or with `after` s = x and y = drop(norm(s)): rows of
+// `width` numbers, dense.  Without `s` (null) the sum is not kept; `residual` forms it alone.
 struct ResidualNorm {
-    const float *x, *h, *weight, *bias;
+    const float *x, *h, *shift, *weight, *bias;
     int64_t width;
     float eps;
     bool after;
     Dropout drop;
-    float *y, *unit, *rate;  // unit: the normed sum [rows, width]; rate: 1 / its deviation [rows]
-    const float* grad;       // of y
-    float *d_x, *d_h, *d_weight, *d_bias;  // the last two are added to
+    float *s, *y, *unit, *rate;  // unit: the normed sum [rows, width]; rate: 1 / its deviation [rows]
+    const float *grad, *grad_s;  // of y and, or null, of s
+    float *d_x, *d_h, *d_weight, *d_bias, *d_shift;  // the last three are added to
 };
 
-// y = gelu(h + bias), the exact one: rows of `width` numbers, dense.
+// y = gelu(h + bias), the exact one, or drop(relu(h + bias)): rows of `width` numbers, dense.
 struct Activation {
     const float *h, *bias;
     int64_t width;
+    Dropout drop;  // of relu
     float* y;
     const float* grad;    // of y
     float *d_h, *d_bias;  // the last is added to
@@ -66,6 +80,12 @@ struct EncoderKernels {
     // Rows begin to end - 1; scratch holds `width` floats, rounded up to a multiple of 64.
     void (*norm)(const ResidualNorm&, int64_t begin, int64_t end, float* scratch);
     void (*norm_backward)(const ResidualNorm&, int64_t begin, int64_t end, float* scratch);
+    void (*residual)(const ResidualNorm&, int64_t begin, int64_t end, float* scratch);
+    void (*residual_backward)(const ResidualNorm&, int64_t begin, int64_t end, float* scratch);
+    void (*embed)(const Embedding&, int64_t begin, int64_t end, float* scratch);
+    void (*embed_backward)(const Embedding&, int64_t begin, int64_t end, float* scratch);
+    void (*relu)(const Activation&, int64_t begin, int64_t end, float* scratch);
+    void (*relu_backward)(const Activation&, int64_t begin, int64_t end, float* scratch);
     void (*gelu)(const Activation&, int64_t begin, int64_t end);
     void (*gelu_backward)(const Activation&, int64_t begin, int64_t end);
 };

@@ -33,6 +33,12 @@ const EncoderKernels kEncoderAvx2 = {
     encoder_avx2::attend_backward,
     encoder_avx2::norm,
     encoder_avx2::norm_backward,
+    encoder_avx2::residual,
+    encoder_avx2::residual_backward,
+    encoder_avx2::embed,
+    encoder_avx2::embed_backward,
+    encoder_avx2::relu,
+    encoder_avx2::relu_backward,
     encoder_avx2::gelu,
     encoder_avx2::gelu_backward,
 };

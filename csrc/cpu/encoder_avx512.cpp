@@ -33,6 +33,12 @@ const EncoderKernels kEncoderAvx512 = {
     encoder_avx512::attend_backward,
     encoder_avx512::norm,
     encoder_avx512::norm_backward,
+    encoder_avx512::residual,
+    encoder_avx512::residual_backward,
+    encoder_avx512::embed,
+    encoder_avx512::embed_backward,
+    encoder_avx512::relu,
+    encoder_avx512::relu_backward,
     encoder_avx512::gelu,
     encoder_avx512::gelu_backward,
 };

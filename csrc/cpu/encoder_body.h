@@ -291,20 +291,27 @@ static void attend_backward(const Attention& a, int64_t b, float* scratch) {
 
 // ---- the norm of a residual sum ------------------------------------------------------------------
 
+// x + drop(h + shift), of `factors` or, null, without dropout.
+static inline Vec residual_sum(const ResidualNorm& a, int64_t row, int64_t c, const float* factors) {
+    const Vec x = load(a.x + row * a.width + c);
+    const Vec h = add(load(a.h + row * a.width + c), load(a.shift + c));
+    return factors != nullptr ? fma(h, load(factors + c), x) : add(h, x);
+}
+
 static void norm(const ResidualNorm& a, int64_t begin, int64_t end, float* factors) {
     const int64_t width = a.width;
     const bool drops = a.drop.dropped != 0;
     for (int64_t row = begin; row < end; ++row) {
-        const float* x = a.x + row * width;
-        const float* h = a.h + row * width;
+        float* s = a.s != nullptr ? a.s + row * width : nullptr;
         float* unit = a.unit + row * width;
         float* y = a.y + row * width;
         if (drops) factors_of(a.drop, row, width, factors);
         Vec total = all(0.0f);
         for (int64_t c = 0; c < width; c += Vec::width) {
-            const Vec z = drops && !a.after ? fma(load(h + c), load(factors + c), load(x + c))
-                                            : add(load(h + c), load(x + c));
+            const Vec z = a.after ? load(a.x + row * width + c)
+                                  : residual_sum(a, row, c, drops ? factors : nullptr);
             store(unit + c, z);
+            if (s != nullptr) store(s + c, z);
             total = add(total, z);
         }
         const Vec mean = all(sum_of(total) / static_cast<float>(width));
@@ -326,14 +333,24 @@ static void norm(const ResidualNorm& a, int64_t begin, int64_t end, float* facto
     }
 }
 
+// The gradient of h and of the shift, `d` being that of the sum.
+static inline void pass_to_shift(const ResidualNorm& a, int64_t row, int64_t c, Vec d,
+                                 const float* factors) {
+    if (factors != nullptr) {
+        d = mul(d, load(factors + c));
+        store(a.d_h + row * a.width + c, d);
+    }
+    store(a.d_shift + c, add(load(a.d_shift + c), d));
+}
+
 static void norm_backward(const ResidualNorm& a, int64_t begin, int64_t end, float* factors) {
     const int64_t width = a.width;
     const bool drops = a.drop.dropped != 0;
     for (int64_t row = begin; row < end; ++row) {
         const float* unit = a.unit + row * width;
         const float* grad = a.grad + row * width;
+        const float* of_sum = a.grad_s != nullptr ? a.grad_s + row * width : nullptr;
         float* d_x = a.d_x + row * width;
-        float* d_h = a.d_h + row * width;
         if (drops) factors_of(a.drop, row, width, factors);
         Vec sum = all(0.0f), along = all(0.0f);
         for (int64_t c = 0; c < width; c += Vec::width) {
@@ -352,9 +369,57 @@ static void norm_backward(const ResidualNorm& a, int64_t begin, int64_t end, flo
         const Vec slope = mul(all(sum_of(along)), share);
         for (int64_t c = 0; c < width; c += Vec::width) {
             const Vec left = sub(sub(load(d_x + c), mean), mul(load(unit + c), slope));
-            const Vec d = mul(left, rate);
+            const Vec d = of_sum != nullptr ? fma(left, rate, load(of_sum + c)) : mul(left, rate);
             store(d_x + c, d);
-            if (!a.after) store(d_h + c, drops ? mul(d, load(factors + c)) : d);
+            if (!a.after) pass_to_shift(a, row, c, d, drops ? factors : nullptr);
+        }
+    }
+}
+
+static void residual(const ResidualNorm& a, int64_t begin, int64_t end, float* factors) {
+    const int64_t width = a.width;
+    const bool drops = a.drop.dropped != 0;
+    for (int64_t row = begin; row < end; ++row) {
+        if (drops) factors_of(a.drop, row, width, factors);
+        for (int64_t c = 0; c < width; c += Vec::width) {
+            store(a.s + row * width + c, residual_sum(a, row, c, drops ? factors : nullptr));
+        }
+    }
+}
+
+static void residual_backward(const ResidualNorm& a, int64_t begin, int64_t end, float* factors) {
+    const bool drops = a.drop.dropped != 0;
+    for (int64_t row = begin; row < end; ++row) {
+        if (drops) factors_of(a.drop, row, a.width, factors);
+        for (int64_t c = 0; c < a.width; c += Vec::width) {
+            const Vec d = load(a.grad_s + row * a.width + c);
+            pass_to_shift(a, row, c, d, drops ? factors : nullptr);
+        }
+    }
+}
+
+// ---- the embedding -------------------------------------------------------------------------------
+
+static void embed(const Embedding& a, int64_t begin, int64_t end, float* factors) {
+    const int64_t width = a.width;
+    for (int64_t row = begin; row < end; ++row) {
+        const float* item = a.table + a.items[row] * width;
+        const float* place = a.places + a.at[row] * width;
+        if (a.drop.dropped != 0) factors_of(a.drop, row, width, factors);
+        for (int64_t c = 0; c < width; c += Vec::width) {
+            const Vec z = fma(load(item + c), all(a.scale), load(place + c));
+            store(a.y + row * width + c, a.drop.dropped != 0 ? mul(z, load(factors + c)) : z);
+        }
+    }
+}
+
+static void embed_backward(const Embedding& a, int64_t begin, int64_t end, float* factors) {
+    const int64_t width = a.width;
+    for (int64_t row = begin; row < end; ++row) {
+        factors_of(a.drop, row, width, factors);
+        for (int64_t c = 0; c < width; c += Vec::width) {
+            const int64_t at = row * width + c;
+            store(a.d_y + at, mul(load(a.grad + at), load(factors + c)));
         }
     }
 }
@@ -407,6 +472,35 @@ static void gelu_backward(const Activation& a, int64_t begin, int64_t end) {
             const Vec d = mul(load(grad + c), slope);
             store(d_h + c, d);
             store(a.d_bias + c, add(load(a.d_bias + c), d));
+        }
+    }
+}
+
+static void relu(const Activation& a, int64_t begin, int64_t end, float* factors) {
+    const bool drops = a.drop.dropped != 0;
+    for (int64_t row = begin; row < end; ++row) {
+        if (drops) factors_of(a.drop, row, a.width, factors);
+        for (int64_t c = 0; c < a.width; c += Vec::width) {
+            const int64_t at = row * a.width + c;
+            // in this order NaN stays NaN
+            const Vec x = greater_or_second(all(0.0f), add(load(a.h + at), load(a.bias + c)));
+            store(a.y + at, drops ? mul(x, load(factors + c)) : x);
+        }
+    }
+}
+
+static void relu_backward(const Activation& a, int64_t begin, int64_t end, float* factors) {
+    const bool drops = a.drop.dropped != 0;
+    for (int64_t row = begin; row < end; ++row) {
+        if (drops) factors_of(a.drop, row, a.width, factors);
+        for (int64_t c = 0; c < a.width; c += Vec::width) {
+            const int64_t at = row * a.width + c;
+            const Vec x = add(load(a.h + at), load(a.bias + c));
+            const Vec none = all(0.0f);
+            const Vec d = choose_bits(greater_bits(x, none), load(a.grad + at), none);
+            const Vec kept = drops ? mul(d, load(factors + c)) : d;
+            store(a.d_h + at, kept);
+            store(a.d_bias + c, add(load(a.d_bias + c), kept));
         }
     }
 }

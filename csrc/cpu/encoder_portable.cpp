@@ -22,6 +22,12 @@ const EncoderKernels kEncoderPortable = {
     encoder_portable::attend_backward,
     encoder_portable::norm,
     encoder_portable::norm_backward,
+    encoder_portable::residual,
+    encoder_portable::residual_backward,
+    encoder_portable::embed,
+    encoder_portable::embed_backward,
+    encoder_portable::relu,
+    encoder_portable::relu_backward,
     encoder_portable::gelu,
     encoder_portable::gelu_backward,
 };

@@ -1,7 +1,7 @@
 """What a Transformer layer does beside its matrix products, in C++ (csrc/cpu/encoder*.cpp).
 
-Attention over each sequence of a jagged batch, the norm of a residual sum with its dropout, and the
-activation of the feed-forward with its bias.
+Attention over each sequence of a jagged batch, the embedding, residual sums with their dropout and
+norm, and the activation of the feed-forward; the biases of the products are added here too.
 On a CPU these pieces are bound by memory and by the number of small operators, not by arithmetic;
 here each is one pass.  Dropout draws 16 bits a number from Philox4x32-10, keyed by a seed from the
 step's generator and counted by place: nothing is stored, and the backward draws them again.
@@ -63,23 +63,63 @@ def last_attention(
     return found
 
 
-def residual_norm(
-    x: Tensor, h: Tensor, norm: nn.LayerNorm, p: float, generator: torch.Generator | None
+def embed(
+    table: Tensor,
+    items: Tensor,
+    places: Tensor,
+    at: Tensor,
+    scale: float,
+    p: float,
+    generator: torch.Generator | None,
 ) -> Tensor:
-    """``norm(x + dropout(h))``, all [N, D]."""
-    found: Tensor = _ResidualNorm.apply(
-        x, h, norm.weight, norm.bias, norm.eps, False, *_draws(p, generator)
+    """``dropout(scale * table[items] + places[at])``: [V, D], int64 [N], [L, D], int64 [N]."""
+    found: Tensor = _Embedding.apply(table, items, places, at, scale, *_draws(p, generator))
+    return found
+
+
+def residual(
+    x: Tensor, h: Tensor, bias: Tensor, p: float, generator: torch.Generator | None
+) -> Tensor:
+    """``x + dropout(h + bias)``, [N, D], [N, D] and [D]."""
+    found: Tensor = _Residual.apply(x, h, bias, *_draws(p, generator))
+    return found
+
+
+def sum_and_norm(
+    x: Tensor, h: Tensor, bias: Tensor, norm: nn.LayerNorm, p: float,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``s = x + dropout(h + bias)``, and ``norm(s)``, all [N, D], `bias` [D]."""
+    both: tuple[Tensor, Tensor] = _ResidualNorm.apply(
+        x, h, bias, norm.weight, norm.bias, norm.eps, True, *_draws(p, generator)
     )
+    return both
+
+
+def residual_norm(
+    x: Tensor, h: Tensor, bias: Tensor, norm: nn.LayerNorm, p: float,
+    generator: torch.Generator | None,
+) -> Tensor:  # fmt: skip
+    """``norm(x + dropout(h + bias))``, all [N, D], `bias` [D]."""
+    found: Tensor = _ResidualNorm.apply(
+        x, h, bias, norm.weight, norm.bias, norm.eps, False, *_draws(p, generator)
+    )[1]
     return found
 
 
 def dropped_norm(
-    x: Tensor, h: Tensor, norm: nn.LayerNorm, p: float, generator: torch.Generator | None
+    x: Tensor, norm: nn.LayerNorm, p: float, generator: torch.Generator | None
 ) -> Tensor:
-    """``dropout(norm(x + h))``, all [N, D]."""
+    """``dropout(norm(x))``, [N, D]."""
     found: Tensor = _ResidualNorm.apply(
-        x, h, norm.weight, norm.bias, norm.eps, True, *_draws(p, generator)
-    )
+        x, None, None, norm.weight, norm.bias, norm.eps, False, *_draws(p, generator)
+    )[1]
+    return found
+
+
+def relu(h: Tensor, bias: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
+    """``dropout(relu(h + bias))``, [N, D] and [D]."""
+    found: Tensor = _Relu.apply(h, bias, *_draws(p, generator))
     return found
 
 
@@ -153,40 +193,105 @@ def _parts(queries: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor, Tens
     return queries, k, v
 
 
-class _ResidualNorm(torch.autograd.Function):
-    """``norm(x + dropout(h))``, or with `after` ``dropout(norm(x + h))``."""
+class _Embedding(torch.autograd.Function):
+    """``dropout(scale * table[items] + places[at])``."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
-        h: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        after: bool,
+        table: Tensor,
+        items: Tensor,
+        places: Tensor,
+        at: Tensor,
+        scale: float,
         seed: Tensor,
         dropped: int,
     ) -> Tensor:
-        x, h = x.contiguous(), h.contiguous()
-        y, unit, rate = torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[0])
-        torch.ops.seqrec_native.norm_forward(
-            x, h, weight, bias, eps, after, seed, dropped, y, unit, rate
+        y = table.new_empty(len(items), table.shape[1])
+        torch.ops.seqrec_native.embed_forward(
+            table.contiguous(), items, places.contiguous(), at, scale, seed, dropped, y
         )
-        ctx.save_for_backward(weight, seed, unit, rate)
-        ctx.after, ctx.dropped = after, dropped
+        ctx.save_for_backward(items, at, seed)
+        ctx.shapes = table.shape, places.shape
+        ctx.scale, ctx.dropped = scale, dropped
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        items, at, seed = ctx.saved_tensors
+        d_table, d_places = (grad.new_empty(shape) for shape in ctx.shapes)
+        torch.ops.seqrec_native.embed_backward(
+            grad.contiguous(), items, at, ctx.scale, seed, ctx.dropped, d_table, d_places
+        )
+        return d_table, None, d_places, None, None, None, None
+
+
+class _Residual(torch.autograd.Function):
+    """``x + dropout(h + bias)``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, h: Tensor, bias: Tensor, seed: Tensor, dropped: int) -> Tensor:
+        s = torch.empty_like(x, memory_format=torch.contiguous_format)
+        torch.ops.seqrec_native.residual_forward(
+            x.contiguous(), h.contiguous(), bias, seed, dropped, s
+        )
+        ctx.save_for_backward(seed)
+        ctx.dropped = dropped
+        return s
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (seed,) = ctx.saved_tensors
+        grad = grad.contiguous()
+        d_h = torch.empty_like(grad) if ctx.dropped else grad
+        d_bias = grad.new_empty(grad.shape[1])
+        torch.ops.seqrec_native.residual_backward(grad, seed, ctx.dropped, d_h, d_bias)
+        return grad, d_h, d_bias, None, None
+
+
+class _ResidualNorm(torch.autograd.Function):
+    """``s = x + dropout(h + shift)`` and ``norm(s)``; without h and shift ``dropout(norm(x))``.
+
+    The sum comes back where it is kept, and then it has a gradient too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h: Tensor | None,
+        shift: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        keep: bool,
+        seed: Tensor,
+        dropped: int,
+    ) -> tuple[Tensor | None, Tensor]:
+        x, h = x.contiguous(), None if h is None else h.contiguous()
+        s = torch.empty_like(x) if keep else None
+        y, unit, rate = torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[0])
+        torch.ops.seqrec_native.norm_forward(
+            x, h, shift, weight, bias, eps, h is None, seed, dropped, s, y, unit, rate
+        )
+        ctx.save_for_backward(weight, seed, unit, rate)
+        ctx.after, ctx.dropped = h is None, dropped
+        ctx.set_materialize_grads(False)
+        return s, y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_s: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         weight, seed, unit, rate = ctx.saved_tensors
         d_x = torch.empty_like(unit)
         # without a mask between them both terms of the sum have one gradient
         d_h = torch.empty_like(unit) if ctx.dropped and not ctx.after else d_x
-        d_scales = weight.new_empty(2, weight.shape[0])  # of weight and bias
+        d_scales = weight.new_empty(2 if ctx.after else 3, weight.shape[0])
         torch.ops.seqrec_native.norm_backward(
-            grad.contiguous(),
+            torch.zeros_like(unit) if grad is None else grad.contiguous(),
+            None if grad_s is None else grad_s.contiguous(),
             weight,
             ctx.after,
             seed,
@@ -197,7 +302,34 @@ class _ResidualNorm(torch.autograd.Function):
             d_h,
             d_scales,
         )
-        return d_x, d_h, d_scales[0], d_scales[1], None, None, None, None
+        nothing = (None,) * 4
+        if ctx.after:
+            return d_x, None, None, *d_scales, *nothing
+        d_weight, d_bias, d_shift = d_scales
+        return d_x, d_h, d_shift, d_weight, d_bias, *nothing
+
+
+class _Relu(torch.autograd.Function):
+    """``dropout(relu(h + bias))``; keeps `h`, and forms the sum again in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, bias: Tensor, seed: Tensor, dropped: int) -> Tensor:
+        h = h.contiguous()
+        y = torch.empty_like(h)
+        torch.ops.seqrec_native.relu_forward(h, bias, seed, dropped, y)
+        ctx.save_for_backward(h, bias, seed)
+        ctx.dropped = dropped
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        h, bias, seed = ctx.saved_tensors
+        d_h, d_bias = torch.empty_like(h), torch.empty_like(bias)
+        torch.ops.seqrec_native.relu_backward(
+            grad.contiguous(), h, bias, seed, ctx.dropped, d_h, d_bias
+        )
+        return d_h, d_bias, None, None
 
 
 class _Gelu(torch.autograd.Function):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqrec.encoders import fused
 from seqrec.encoders.layout import Layout
 
 
@@ -55,16 +56,34 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
         """[N, D] -> [N, D]; token i of a row attends to the tokens 0..i of its own row."""
-        scaled = self.input(x)
-        blocks = [self._attend(block, generator) for block in layout.rectangles(scaled)]
-        return self.output(layout.tokens(blocks))
+        projected: Tensor = self.output(self.mixed(x, layout, generator))
+        return projected
 
     def last(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
         """[N, D] -> [B, D], the output for each row's last token.
 
         Keys and values are computed for all tokens, queries and outputs for the last ones.
         """
+        projected: Tensor = self.output(self.last_mixed(x, layout, generator))
+        return projected
+
+    def mixed(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+        """[N, D] -> [N, D], what :meth:`forward` projects: the heads' values, mixed."""
+        qkv = self.input(x)
+        if fused.runs(qkv, self.heads):
+            offsets = layout.batch.offsets
+            return fused.self_attention(qkv, offsets, self.heads, self.dropout, generator)
+        blocks = [self._attend(block, generator) for block in layout.rectangles(qkv)]
+        return layout.tokens(blocks)
+
+    def last_mixed(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+        """[N, D] -> [B, D], what :meth:`last` projects."""
         queries, pairs = self.last_input(x, layout)
+        if fused.runs(queries, self.heads):
+            offsets = layout.batch.offsets
+            return fused.last_attention(
+                queries, pairs, offsets, self.heads, self.dropout, generator
+            )
         blocks = [
             self._attend_last(*block, generator)
             for block in zip(
@@ -74,7 +93,7 @@ class CausalSelfAttention(nn.Module):
                 strict=True,
             )
         ]
-        return self.output(layout.by_row(blocks))
+        return layout.by_row(blocks)
 
     def last_input(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """[N, D] -> queries [B, D] of the last tokens; keys and values [N, 2 D] of all."""

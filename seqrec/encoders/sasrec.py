@@ -14,9 +14,11 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seqrec.config import EncoderConfig
 from seqrec.data.store import JaggedBatch
+from seqrec.encoders import fused
 from seqrec.encoders.base import Encoder, TransformerLayer
 from seqrec.encoders.layers import CausalSelfAttention, FeedForward, dropout
 from seqrec.encoders.layout import Layout
@@ -48,8 +50,12 @@ class SASRec(Encoder):
                 nn.init.zeros_(parameter)
 
     def _embed(self, batch: JaggedBatch, generator: torch.Generator | None) -> Tensor:
-        x = nn.functional.embedding(batch.items, self.table) * math.sqrt(self.table.shape[1])
-        x = x + nn.functional.embedding(batch.places(), self.places)
+        scale, at = math.sqrt(self.table.shape[1]), batch.places()
+        if fused.runs(self.table):
+            return fused.embed(
+                self.table, batch.items, self.places, at, scale, self.dropout, generator
+            )
+        x = F.embedding(batch.items, self.table) * scale + F.embedding(at, self.places)
         return dropout(x, self.dropout, generator)
 
     def _finish(self, x: Tensor) -> Tensor:
@@ -69,15 +75,24 @@ class _Layer(TransformerLayer):
         self.feed_forward = FeedForward(config.dim, config.dropout)
 
     def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
-        mixed = self.attention(self.attention_norm(x), layout, generator)
-        return self._behind_attention(x, mixed, generator)
+        mixed = self.attention.mixed(self.attention_norm(x), layout, generator)
+        return self._behind(x, mixed, generator)
 
     def last(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
-        mixed = self.attention.last(self.attention_norm(x), layout, generator)
-        return self._behind_attention(layout.last(x), mixed, generator)
+        mixed = self.attention.last_mixed(self.attention_norm(x), layout, generator)
+        return self._behind(layout.last(x), mixed, generator)
 
-    def _behind_attention(
-        self, x: Tensor, mixed: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        x = x + dropout(mixed, self.dropout, generator)
-        return x + self.feed_forward(self.feed_forward_norm(x), generator)
+    def _behind(self, x: Tensor, mixed: Tensor, generator: torch.Generator | None) -> Tensor:
+        """What follows the attention's heads."""
+        output, norm, forward, p = (
+            self.attention.output, self.feed_forward_norm, self.feed_forward, self.dropout
+        )  # fmt: skip
+        if fused.runs(x):
+            # the biases of the products are added where their result is read next
+            h = F.linear(mixed, output.weight)
+            x, normed = fused.sum_and_norm(x, h, output.bias, norm, p, generator)
+            h = F.linear(normed, forward.first.weight)
+            h = F.linear(fused.relu(h, forward.first.bias, p, generator), forward.second.weight)
+            return fused.residual(x, h, forward.second.bias, p, generator)
+        x = x + dropout(output(mixed), p, generator)
+        return x + forward(norm(x), generator)

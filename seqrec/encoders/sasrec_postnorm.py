@@ -52,11 +52,12 @@ class PostNormSASRec(Encoder):
                 nn.init.zeros_(parameter)
 
     def _embed(self, batch: JaggedBatch, generator: torch.Generator | None) -> Tensor:
-        x = F.embedding(batch.items, self.table)
-        places = F.embedding(self.places.shape[0] - 1 - batch.places_from_end(), self.places)
-        if fused.runs(x):
-            return fused.dropped_norm(x, places, self.norm, self.dropout, generator)
-        return dropout(self.norm(x + places), self.dropout, generator)
+        at = self.places.shape[0] - 1 - batch.places_from_end()
+        if fused.runs(self.table):
+            x = fused.embed(self.table, batch.items, self.places, at, 1.0, 0.0, None)
+            return fused.dropped_norm(x, self.norm, self.dropout, generator)
+        x = F.embedding(batch.items, self.table) + F.embedding(at, self.places)
+        return dropout(self.norm(x), self.dropout, generator)
 
 
 class _Layer(TransformerLayer):
@@ -65,58 +66,30 @@ class _Layer(TransformerLayer):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.attention = _Attention(config.dim, config.heads, config.dropout)
+        self.attention = CausalSelfAttention(config.dim, config.heads, config.dropout)
         self.attention_norm = nn.LayerNorm(config.dim, eps=_EPS)
         self.first = nn.Linear(config.dim, 4 * config.dim)
         self.second = nn.Linear(4 * config.dim, config.dim)
         self.feed_forward_norm = nn.LayerNorm(config.dim, eps=_EPS)
 
     def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
-        return self._behind_attention(x, self.attention(x, layout, generator), generator)
+        return self._behind(x, self.attention.mixed(x, layout, generator), generator)
 
     def last(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
-        mixed = self.attention.last(x, layout, generator)
-        return self._behind_attention(layout.last(x), mixed, generator)
+        mixed = self.attention.last_mixed(x, layout, generator)
+        return self._behind(layout.last(x), mixed, generator)
 
-    def _behind_attention(
-        self, x: Tensor, mixed: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        x = _residual_norm(x, mixed, self.attention_norm, self.dropout, generator)
+    def _behind(self, x: Tensor, mixed: Tensor, generator: torch.Generator | None) -> Tensor:
+        """What follows the attention's heads."""
+        output, p = self.attention.output, self.dropout
         if fused.runs(x):
-            inner = self.second(fused.gelu(F.linear(x, self.first.weight), self.first.bias))
-        else:
-            inner = self.second(F.gelu(self.first(x)))
-        return _residual_norm(x, inner, self.feed_forward_norm, self.dropout, generator)
-
-
-class _Attention(CausalSelfAttention):
-    """The same attention, fused where that runs."""
-
-    def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
-        if not fused.runs(x, self.heads):
-            return super().forward(x, layout, generator)
-        mixed = fused.self_attention(
-            self.input(x), layout.batch.offsets, self.heads, self.dropout, generator
-        )
-        attended: Tensor = self.output(mixed)
-        return attended
-
-    def last(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
-        if not fused.runs(x, self.heads):
-            return super().last(x, layout, generator)
-        queries, pairs = self.last_input(x, layout)
-        mixed = fused.last_attention(
-            queries, pairs, layout.batch.offsets, self.heads, self.dropout, generator
-        )
-        attended: Tensor = self.output(mixed)
-        return attended
-
-
-def _residual_norm(
-    x: Tensor, h: Tensor, norm: nn.LayerNorm, p: float, generator: torch.Generator | None
-) -> Tensor:
-    """``norm(x + dropout(h))``."""
-    if fused.runs(h):
-        return fused.residual_norm(x, h, norm, p, generator)
-    normed: Tensor = norm(x + dropout(h, p, generator))
-    return normed
+            # the biases of the products are added where their result is read next
+            h = F.linear(mixed, output.weight)
+            x = fused.residual_norm(x, h, output.bias, self.attention_norm, p, generator)
+            h = fused.gelu(F.linear(x, self.first.weight), self.first.bias)
+            h = F.linear(h, self.second.weight)
+            return fused.residual_norm(x, h, self.second.bias, self.feed_forward_norm, p, generator)
+        x = self.attention_norm(x + dropout(output(mixed), p, generator))
+        h = self.second(F.gelu(self.first(x)))
+        normed: Tensor = self.feed_forward_norm(x + dropout(h, p, generator))
+        return normed

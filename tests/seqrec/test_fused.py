@@ -113,29 +113,100 @@ def test_last_attention(lengths: list[int], p: float, version: str) -> None:
                 assert_close(one, other)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
-@pytest.mark.parametrize("shape", [(0, 16), (1, 16), (300, 64), (129, 80), (5, 192)])
-def test_norms_with_dropout(shape: tuple[int, int], p: float, version: str) -> None:
-    rows, width = shape
-    x, h, grad = torch.randn(3, rows, width, generator=generator(1)).unbind()
+RATES = pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
+SHAPES = pytest.mark.parametrize("shape", [(0, 16), (1, 16), (300, 64), (129, 80), (5, 192)])
+
+
+def assert_gradients(found: Tensor, wanted: Tensor, inputs: list[Tensor]) -> None:
+    """Of a random upstream gradient, to all inputs; each within its largest number."""
+    grad = torch.randn(found.shape, generator=generator(9))
+    expected = torch.autograd.grad(wanted, inputs, grad.double(), retain_graph=True)
+    mine = torch.autograd.grad(found, inputs, grad, retain_graph=True)
+    for one, other in zip(mine, expected, strict=True):
+        scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
+        assert_close(one / scale, other / scale)
+
+
+def normed(z: Tensor, norm: nn.LayerNorm) -> Tensor:
+    centred = z - z.mean(1, keepdim=True)
+    unit = centred / (centred.square().mean(1, keepdim=True) + norm.eps).sqrt()
+    return unit * norm.weight.double() + norm.bias.double()
+
+
+def random_norm(width: int) -> nn.LayerNorm:
     norm = nn.LayerNorm(width, eps=1e-12)
     with torch.no_grad():
         norm.weight.normal_(generator=generator(2))
         norm.bias.normal_(generator=generator(3))
+    return norm
+
+
+@RATES
+@SHAPES
+def test_residual_sums_and_their_norms(shape: tuple[int, int], p: float, version: str) -> None:
+    x, h = torch.randn(2, *shape, generator=generator(1)).unbind()
+    bias, norm = torch.randn(shape[1], generator=generator(4)), random_norm(shape[1])
+    inputs = [t.requires_grad_() for t in (x, h, bias)]
+    kept = factors(*shape, p, generator())
+    total = x.double() + kept * (h.double() + bias.double())
+
+    alone = fused.residual(x, h, bias, p, generator())
+    assert_close(alone, total)
+    assert_gradients(alone, total, inputs)
+    inputs += [norm.weight, norm.bias]
+    found = fused.residual_norm(x, h, bias, norm, p, generator())
+    assert_close(found, normed(total, norm))
+    assert_gradients(found, normed(total, norm), inputs)
+    # both results used, and each alone
+    both = fused.sum_and_norm(x, h, bias, norm, p, generator())
+    assert torch.equal(both[0], alone) and torch.equal(both[1], found)
+    assert_gradients(torch.cat(both), torch.cat((total, normed(total, norm))), inputs)
+    assert_gradients(both[1], normed(total, norm), inputs)
+    assert_gradients(both[0], total, inputs[:3])
+
+
+@RATES
+@SHAPES
+def test_the_norm_before_dropout(shape: tuple[int, int], p: float, version: str) -> None:
+    x, norm = torch.randn(shape, generator=generator(1)).requires_grad_(), random_norm(shape[1])
+    found = fused.dropped_norm(x, norm, p, generator())
+    wanted = factors(*shape, p, generator()) * normed(x.double(), norm)
+    assert_close(found, wanted)
+    assert_gradients(found, wanted, [x, norm.weight, norm.bias])
+
+
+@RATES
+@SHAPES
+def test_the_embedding(shape: tuple[int, int], p: float, version: str) -> None:
+    """Rows that occur often, once and never."""
+    rows, width = shape
+    table = torch.randn(13, width, generator=generator(1)).requires_grad_()
+    places = torch.randn(7, width, generator=generator(2)).requires_grad_()
+    items = torch.randint(0, 11, (rows,), generator=generator(3))
+    at = torch.arange(rows) % 6
+    found = fused.embed(table, items, places, at, 1.5, p, generator())
     kept = factors(rows, width, p, generator())
-    inputs = [x.requires_grad_(), h.requires_grad_(), norm.weight, norm.bias]
-    for after, operator in ((False, fused.residual_norm), (True, fused.dropped_norm)):
-        found = operator(x, h, norm, p, generator())
-        z = x.double() + (h.double() if after else kept * h.double())
-        centred = z - z.mean(1, keepdim=True)
-        unit = centred / (centred.square().mean(1, keepdim=True) + 1e-12).sqrt()
-        wanted = unit * norm.weight.double() + norm.bias.double()
-        wanted = kept * wanted if after else wanted
-        assert_close(found, wanted)
-        expected = torch.autograd.grad(wanted, inputs, grad.double())
-        for mine, other in zip(torch.autograd.grad(found, inputs, grad), expected, strict=True):
-            scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
-            assert_close(mine / scale, other / scale)
+    wanted = kept * (1.5 * table.double()[items] + places.double()[at])
+    assert_close(found, wanted)
+    assert_gradients(found, wanted, [table, places])
+
+
+@RATES
+@SHAPES
+def test_relu_with_its_bias(shape: tuple[int, int], p: float, version: str) -> None:
+    h = torch.randn(shape, generator=generator(1))
+    bias = torch.randn(shape[1], generator=generator(2))
+    h[:1, :3] = torch.tensor([0.0, torch.nan, -torch.inf])[: h.shape[1]]
+    bias[:3] = 0.0
+    h.requires_grad_(), bias.requires_grad_()
+    found = fused.relu(h, bias, p, generator())
+    kept = factors(*shape, p, generator())
+    wanted = kept * nn.functional.relu(h.double() + bias.double())
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-5, equal_nan=True)
+    if shape[0] != 1:
+        return assert_gradients(found[1:], wanted[1:], [h, bias])
+    (mine,) = torch.autograd.grad(found, h, torch.ones(shape))
+    assert mine[0, [0, 2]].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("shape", [(0, 16), (1, 16), (300, 256), (129, 80)])
@@ -185,13 +256,18 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     n = sum(lengths)
     x, h = torch.randn(2, n, 64, generator=generator(1)).unbind()
     qkv = torch.randn(n, 192, generator=generator(2)).requires_grad_()
+    table = torch.randn(90, 64, generator=generator(3)).requires_grad_()
+    items = torch.randint(0, 90, (n,), generator=generator(6))
+    bias = torch.zeros(64, requires_grad=True)
     norm = nn.LayerNorm(64)
     x.requires_grad_()
 
     def everything() -> list[Tensor]:
         attended = fused.self_attention(qkv, offsets_of(lengths), 2, 0.5, generator())
-        normed = fused.residual_norm(x, h, norm, 0.5, generator())
-        inputs = [qkv, x, norm.weight, norm.bias]
+        drawn = fused.embed(table, items, table, items, 2.0, 0.5, generator())
+        inner = fused.relu(fused.residual(drawn, h, bias, 0.5, generator()), bias, 0.5, generator())
+        normed = fused.residual_norm(x, inner, bias, norm, 0.5, generator())
+        inputs = [qkv, x, table, bias, norm.weight, norm.bias]
         total = (attended * h).sum() + (normed * h).sum()
         return [attended, normed, *torch.autograd.grad(total, inputs)]
 
@@ -219,8 +295,8 @@ def test_strided_inputs_and_expanded_gradients() -> None:
     norm = nn.LayerNorm(8 * 2)
     x, h = wide[:16, :].t(), wide[16:32, :].t()
     assert torch.equal(
-        fused.residual_norm(x, h, norm, 0.0, None),
-        fused.residual_norm(x.contiguous(), h.contiguous(), norm, 0.0, None),
+        fused.residual_norm(x, h, norm.bias, norm, 0.0, None),
+        fused.residual_norm(x.contiguous(), h.contiguous(), norm.bias, norm, 0.0, None),
     )
 
 
@@ -258,7 +334,10 @@ def test_a_second_derivative_is_refused() -> None:
     for found in (
         fused.self_attention(qkv, offsets_of([8]), 2, 0.0, None),
         fused.last_attention(qkv[:1, :32], qkv[:, 32:], offsets_of([8]), 2, 0.0, None),
-        fused.residual_norm(qkv, qkv, norm, 0.0, None),
+        fused.residual_norm(qkv, qkv, qkv[0], norm, 0.0, None),
+        fused.residual(qkv, qkv, qkv[0], 0.5, generator()).sin(),
+        fused.embed(qkv, torch.arange(8), qkv, torch.arange(8), 1.0, 0.0, None),
+        fused.relu(qkv, qkv[0], 0.0, None),
         fused.gelu(qkv, qkv[0]),
     ):
         (once,) = torch.autograd.grad(found.sin().sum(), qkv, create_graph=True)

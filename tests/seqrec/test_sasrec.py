@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqrec.config import Config
 from seqrec.data.store import SequenceStore, epoch_order
+from seqrec.encoders import fused
 from seqrec.encoders.layers import dropout
 from seqrec.encoders.sasrec import SASRec
 from seqrec.methods import build, sasrec
@@ -38,14 +39,20 @@ ROWS = sequences(LENGTHS)
 STORE = SequenceStore(jagged(*ROWS))
 
 
-def small(**sets: Any) -> Config:
-    return config(encoder__dropout=0.0, encoder__max_length=8, encoder__dim=8, **sets)
+def small(dim: int = 8, **sets: Any) -> Config:
+    return config(encoder__dropout=0.0, encoder__max_length=8, encoder__dim=dim, **sets)
+
+
+@pytest.fixture(params=[8, 32], ids=["torch", "fused"])
+def dim(request: pytest.FixtureRequest) -> int:
+    """A width that only torch takes, and one for the C++."""
+    return int(request.param)
 
 
 @pytest.fixture
-def method() -> SASRecMethod:
+def method(dim: int) -> SASRecMethod:
     """Weights far from their initial values, so that no bias or norm is neutral."""
-    made = build(small(), ITEMS)
+    made = build(small(dim), ITEMS)
     assert isinstance(made, SASRecMethod)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -225,6 +232,27 @@ def test_dropout_is_on_only_with_a_generator_and_follows_its_seed() -> None:
     assert not torch.equal(first, encoder(batch))
 
 
+def test_fused_or_not_dropout_has_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two draw other masks of the same distribution at the same places."""
+    made = build(small(32, encoder__layers=2), ITEMS)
+    assert isinstance(made, SASRecMethod)
+    made.encoder.dropout = 0.25
+    for module in made.encoder.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.25
+    batch, source = STORE.batch(np.arange(len(ROWS)), 8), _generator(5)
+
+    def draws() -> Tensor:
+        return torch.stack([made.encoder(batch, source) for _ in range(800)]).detach()
+
+    mine = draws()
+    monkeypatch.setattr(fused, "runs", lambda *_: False)
+    theirs = draws()
+    deviation = ((mine.var(0) + theirs.var(0)) / 800).sqrt()
+    assert ((mine.mean(0) - theirs.mean(0)).abs() < 5 * deviation + 1e-6).all()
+    assert 0.97 < float(mine.std(0).mean() / theirs.std(0).mean()) < 1.03
+
+
 def test_dropout_stands_where_the_formula_has_it() -> None:
     """One sequence, one rectangle: the draws come in the order in which they are written here."""
     method = build(config(encoder__dropout=0.4, encoder__layers=1), ITEMS)
@@ -272,8 +300,8 @@ def test_the_loss_at_positions_is_cross_entropy_over_the_pairs_by_hand(
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_loss_at_prefixes_is_cross_entropy_over_the_prefixes_by_hand() -> None:
-    method = build(small(method__rows="prefixes"), ITEMS)
+def test_the_loss_at_prefixes_is_cross_entropy_over_the_prefixes_by_hand(dim: int) -> None:
+    method = build(small(dim, method__rows="prefixes"), ITEMS)
     assert isinstance(method, SASRecMethod)
     everything = list(prefixes(ROWS, 8))
     assert method.rows(STORE) == len(everything)
@@ -308,9 +336,9 @@ def test_an_epoch_visits_every_training_pair_once(rows: str) -> None:
 
 
 @pytest.mark.parametrize("rows", ["positions", "prefixes"])
-def test_a_whole_step_has_the_gradients_of_the_dense_one(rows: str) -> None:
+def test_a_whole_step_has_the_gradients_of_the_dense_one(rows: str, dim: int) -> None:
     """Batch, encoder, fused loss, backward against padded float64 with F.cross_entropy."""
-    method = build(small(method__rows=rows), ITEMS)
+    method = build(small(dim, method__rows=rows), ITEMS)
     assert isinstance(method, SASRecMethod)
     n = method.rows(STORE)
     method.loss(method.batch(STORE, np.arange(n), _step()), _step()).backward()
