@@ -36,6 +36,16 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
         "str loss, float temperature, float beta, bool drop_hits, Tensor? upstream, int workspace, "
         "Tensor(a!) losses, Tensor(b!) counts, Tensor(c!)? d_queries, Tensor(d!)? d_items, "
         "Tensor(e!)? d_log_q) -> ()");
+    // the sampled losses on a GPU (common/sampled_operands.h); `keys` and `places` hold unsigned numbers
+    m.def(
+        "sampled_rows(Tensor queries, Tensor items, Tensor positives, Tensor negatives, "
+        "Tensor? log_q, str loss, float temperature, float beta, bool drop_hits, bool scored, "
+        "Tensor? upstream, Tensor(a!) losses, Tensor(b!) counts, Tensor(c!)? d_queries, "
+        "Tensor(d!)? weights, Tensor(e!)? keys) -> ()");
+    m.def("sort_slots(Tensor(a!) keys, Tensor(b!) places, Tensor(c!) counts, int rounds) -> ()");
+    m.def(
+        "add_sorted(Tensor keys, Tensor places, Tensor? weights, Tensor? rows, int per_row, "
+        "float scale, Tensor(a!) heads, Tensor(b!) into) -> ()");
     m.def("cuda_build() -> str");
     m.def(
         "contrast(Tensor anchors, Tensor positives, Tensor negatives, Tensor? noise, "

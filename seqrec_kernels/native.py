@@ -24,7 +24,8 @@ CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
 # what the packages call; a library that was built in place before one of them was written lacks it
 OPERATORS = (
     "cross_entropy_forward", "cross_entropy_one_pass", "cross_entropy_backward",
-    "rank", "topk", "select_scores", "select_keys", "sampled", "contrast", "ascend_noise",
+    "rank", "topk", "select_scores", "select_keys", "sampled", "sampled_rows",
+    "sort_slots", "add_sorted", "contrast", "ascend_noise",
     "attention_forward", "attention_backward", "norm_forward", "norm_backward",
     "residual_forward", "residual_backward", "embed_forward", "embed_backward",
     "relu_forward", "relu_backward", "gelu_forward", "gelu_backward", "kmeans_step",

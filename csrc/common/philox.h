@@ -7,13 +7,7 @@
 
 #include <cstdint>
 
-#ifndef SEQREC_HOST_DEVICE
-#if defined(__CUDACC__)
-#define SEQREC_HOST_DEVICE __host__ __device__
-#else
-#define SEQREC_HOST_DEVICE
-#endif
-#endif
+#include "host_device.h"
 
 namespace seqrec {
 

@@ -10,11 +10,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define SEQREC_HOST_DEVICE __host__ __device__
-#elif !defined(SEQREC_HOST_DEVICE)
-#define SEQREC_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace seqrec {
 

@@ -9,11 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define SEQREC_HOST_DEVICE __host__ __device__
-#elif !defined(SEQREC_HOST_DEVICE)
-#define SEQREC_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace seqrec::sampled {
 

@@ -1,12 +1,4 @@
-// The largest keys of a row, in order: what one thread block does on the GPU, phase by phase.
-//
-// A program is a sequence of phases.  In a phase every thread runs the same function, told which
-// thread it is; between two phases all wait for all.  `Block` says how: on the GPU (cuda/block.h)
-// a phase ends with a barrier, on the CPU (cpu/select.cpp) it is a loop over the threads, so that the
-// CPU's tests run the very program that the GPU does.  Two rules make both the same:
-//
-//   * within a phase no thread reads what another one writes, but through `Block::add` and `mark`;
-//   * between phases a value that threads have written is read by `Block::read` only.
+// The largest keys of a row, in order: what one thread block does on the GPU (program.h).
 //
 // **Selection.** Keys (order_key.h) differ; 0 is no key.  Each thread finds the greatest of its keys.
 // The k-th greatest of these is a floor: k keys reach it, so none of the k largest lies below.  What
@@ -27,16 +19,12 @@
 #include <cmath>
 
 #include "order_key.h"
-
-#if defined(__CUDACC__)
-#define SEQREC_BLOCK __device__ __forceinline__
-#else
-#define SEQREC_BLOCK inline
-#endif
+#include "program.h"
 
 namespace seqrec::select {
 
-constexpr int kThreads = 256;  // of a block, and values of a digit
+// a thread for each value of a digit
+static_assert(kThreads == 256);
 constexpr uint32_t kRoom = 1024;  // keys that are sorted in shared memory
 constexpr int64_t kMostPart = 16384;  // scores of a block, at most: what `marks` has bits for
 
@@ -242,8 +230,10 @@ SEQREC_BLOCK void largest(Block& block, Shared& s, const Source& source, int64_t
 
 // ---- the two kernels -----------------------------------------------------------------------------
 
-// The k best of each part of each row of scores.
+// The k best of each part of each row of scores: a block each.
 struct ScoreProblem {
+    using Shared = select::Shared;
+    static constexpr int kResident = 4;
     const float* scores;  // [rows, width], rows `stride` apart
     const float* bias;  // [width] or null
     int64_t rows, width, stride;
@@ -270,8 +260,10 @@ struct ScoreProblem {
     }
 };
 
-// The k best of each row of keys, as scores and items.
+// The k best of each row of keys, as scores and items: a block each.
 struct KeyProblem {
+    using Shared = select::Shared;
+    static constexpr int kResident = 4;
     const int64_t* keys;  // [rows, width], contiguous
     int64_t rows, width, first_item;
     float* scores;  // [rows, k]
@@ -279,7 +271,7 @@ struct KeyProblem {
     uint32_t k;
 
     template <typename Block>
-    SEQREC_BLOCK void run(Block& block, Shared& s, int64_t row) const {
+    SEQREC_BLOCK void run(Block& block, Shared& s, int64_t row, int64_t) const {
         float* best = scores + row * k;
         int64_t* found = ids + row * k;
         largest(block, s, Keys{keys + row * width}, width, k, reinterpret_cast<uint64_t*>(found));

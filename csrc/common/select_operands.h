@@ -1,5 +1,5 @@
-// The arguments of select_scores and select_keys (library.cpp) as the problems of select.h, for both
-// devices.
+// The operators select_scores and select_keys (library.cpp), for both devices: their arguments as the
+// programs of select.h.
 
 #pragma once
 
@@ -24,11 +24,11 @@ inline uint32_t wanted(int64_t k) {
     return static_cast<uint32_t>(k);
 }
 
-inline ScoreProblem score_problem(const Tensor& scores, const std::optional<Tensor>& bias,
-                                  int64_t first, int64_t part, int64_t k, int64_t first_item,
-                                  int64_t items, const std::optional<Tensor>& seen_offsets,
-                                  const std::optional<Tensor>& seen_ids,
-                                  const std::optional<Tensor>& seen_rows, const Tensor& keys) {
+template <typename Device>
+void select_scores(const Tensor& scores, const std::optional<Tensor>& bias, int64_t first,
+                   int64_t part, int64_t k, int64_t first_item, int64_t items,
+                   const std::optional<Tensor>& seen_offsets, const std::optional<Tensor>& seen_ids,
+                   const std::optional<Tensor>& seen_rows, const Tensor& keys) {
     if (part < 1 || part > kMostPart) throw std::runtime_error("part must be in [1, 16384]");
     ScoreProblem p{};
     p.scores = static_cast<const float*>(scores.const_data_ptr());
@@ -48,18 +48,19 @@ inline ScoreProblem score_problem(const Tensor& scores, const std::optional<Tens
     p.keys_stride = keys.stride(0);
     p.k = wanted(k);
     if (keys.size(1) != p.parts() * k) throw std::runtime_error("keys must be [rows, parts * k]");
-    return p;
+    Device::launch(scores, p, p.rows, p.parts());
 }
 
-inline KeyProblem key_problem(const Tensor& keys, int64_t first_item, const Tensor& scores,
-                              const Tensor& ids) {
-    return {static_cast<const int64_t*>(keys.const_data_ptr()),
-            keys.size(0),
-            keys.size(1),
-            first_item,
-            static_cast<float*>(scores.mutable_data_ptr()),
-            static_cast<int64_t*>(ids.mutable_data_ptr()),
-            wanted(ids.size(1))};
+template <typename Device>
+void select_keys(const Tensor& keys, int64_t first_item, const Tensor& scores, const Tensor& ids) {
+    const KeyProblem p{static_cast<const int64_t*>(keys.const_data_ptr()),
+                       keys.size(0),
+                       keys.size(1),
+                       first_item,
+                       static_cast<float*>(scores.mutable_data_ptr()),
+                       static_cast<int64_t*>(ids.mutable_data_ptr()),
+                       wanted(ids.size(1))};
+    Device::launch(keys, p, p.rows);
 }
 
 }  // namespace seqrec::select

@@ -9,25 +9,19 @@ that is missing.
 from __future__ import annotations
 
 import random
-import shutil
 import struct
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import oracles
 import pytest
 import torch
+from gpu_programs import CUDA, REASON, sanitized
 from torch import Tensor
 
 from seqrec_kernels import SeenItems, TopK, backend, catalog_topk, native
 from seqrec_kernels.ops.catalog_topk import selection
 
-REASON = native.CUDA_MISSING if torch.cuda.is_available() else "no CUDA device"
-CUDA = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
-)
 pytestmark = pytest.mark.skipif(native.MISSING is not None, reason=str(native.MISSING))
 
 THREADS, ROOM = 256, 1024  # of a block, and keys that it sorts in shared memory
@@ -162,22 +156,8 @@ def test_k_is_checked_before_anything_is_written(device: str) -> None:
 
 
 @pytest.mark.slow
-def test_no_barrier_is_missing(tmp_path: Path) -> None:
-    """256 threads of the operating system, and a sanitizer that knows what barriers order."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no g++ and no clang++")
-    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread"]
-    program = tmp_path / "select_threads"
-    empty = tmp_path / "empty.cpp"
-    empty.write_text("int main() { return 0; }\n")
-    able = subprocess.run([compiler, *flags, empty, "-o", program], capture_output=True)
-    if able.returncode or subprocess.run([program], capture_output=True).returncode:
-        pytest.skip("no thread sanitizer here")
-    source = Path(__file__).with_name("select_threads.cpp")
-    subprocess.run([compiler, *flags, source, "-o", program], check=True)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr[:3000]
+def test_no_barrier_is_missing() -> None:
+    sanitized("select_threads.cpp")
 
 
 # ---- scores: what is a candidate -----------------------------------------------------------------

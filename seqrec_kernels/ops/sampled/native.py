@@ -1,6 +1,7 @@
-"""The sampled losses in C++ on the CPU; how is said in csrc/cpu/sampled.cpp.
+"""The sampled losses, compiled: csrc/cpu/sampled.cpp on the CPU, cuda.py on CUDA.
 
-Any strides; bfloat16 and float16 are widened row by row as they are read. Sums are float32.
+On the CPU any strides; bfloat16 and float16 are widened row by row as they are read. Sums are
+float32.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from seqrec_kernels.native import unsupported
-from seqrec_kernels.ops.sampled import passes
+from seqrec_kernels import native
+from seqrec_kernels.ops.sampled import cuda, passes
 from seqrec_kernels.ops.sampled.passes import Found
 from seqrec_kernels.ops.sampled.problem import Problem
 
@@ -20,8 +21,15 @@ __all__ = ["backward", "forward", "run", "saved_shapes", "unsupported"]
 WORKSPACE = 2**20  # bytes: weights and queries of the rows whose items are owed
 
 
+def unsupported(queries: Tensor, items: Tensor) -> str | None:
+    """Predicate: None where there is a library for the device, else why not."""
+    return (cuda if queries.is_cuda else native).unsupported(queries, items)
+
+
 def run(problem: Problem, upstream: Tensor | None, needs: list[bool]) -> Found:
     """Losses and, under an upstream gradient ``[M]``, the gradients wanted."""
+    if problem.queries.is_cuda:
+        return cuda.run(problem, upstream, needs)
     queries, items, log_q = problem.queries, problem.items, problem.log_q
     losses = queries.new_empty(queries.shape[:1], dtype=torch.float32)
     counts = torch.empty_like(losses)
