@@ -110,6 +110,12 @@ class TrainingConfig:
     weight_decay: float = key(0.0, help="AdamW's; 0: plain Adam", rule=at_least(0))
     max_steps: int = key(0, help="stop after this many steps; 0: no limit", rule=at_least(0))
     device: str = key("auto", help="where to train", rule=one_of("auto", "cpu", "cuda"))
+    capture: str = key(
+        "auto",
+        help="on CUDA replay the step as one graph where the method can; fixed: the same step in "
+        "fixed shapes without a graph, on any device; off: neither",
+        rule=one_of("auto", "fixed", "off"),
+    )
     save_every: float = key(60.0, help="seconds between saved states", rule=at_least(0))
 
 

@@ -31,6 +31,7 @@ def lines() -> Iterator[str]:
     yield from _section("devices", _devices(torch, hints))
     if torch is not None:
         yield from _section("kernels", _kernels(torch))
+        yield from _section("graphs", _graphs())
     yield from _section("compiled", _compiled(torch, hints))
     yield from _section("to mend", iter(hints or ["nothing"]))
 
@@ -115,6 +116,22 @@ def _kernels(torch: ModuleType) -> Iterator[str]:
                 yield f"{operator} on {device}: nothing runs"
             for line in passed:
                 yield f"    not {line}"
+
+
+def _graphs() -> Iterator[str]:
+    """For each method whether its training step runs as a CUDA graph, and why not."""
+    from seqrec.config import load_config
+    from seqrec.methods import METHODS, method_class
+
+    reasons = {
+        name: method_class(name).not_captured(load_config(name, flags={"data.path": "-"}))
+        for name in METHODS
+    }
+    captured = [name for name, reason in reasons.items() if reason is None]
+    yield f"steps captured on cuda: {', '.join(captured)}"
+    for name, reason in reasons.items():
+        if reason is not None:
+            yield f"    not {name}: {reason}"
 
 
 def _compiled(torch: ModuleType | None, hints: list[str]) -> Iterator[str]:

@@ -20,8 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from seqrec.data.philox import STREAM_ITEMS, STREAM_SEQUENCES, words
+from seqrec.data.fixed import FixedBatch, cut
+from seqrec.data.philox import STREAM_ITEMS, STREAM_SEQUENCES
 from seqrec.data.store import JaggedBatch, to_device
 from seqrec_kernels import philox
 
@@ -51,11 +53,8 @@ class Augmentation:
             batch: B sequences, none empty.
             seed: of this very batch; equal seeds are equal views.
         """
-        rows = np.arange(len(batch))
-        first, second, *_ = words(seed, STREAM_SEQUENCES, rows, 2)
-        one = (first * 3) >> 32
-        other = (one + 1 + ((second * 2) >> 32)) % 3  # one of the two that are left
-        return self.apply(batch, one, seed, 0), self.apply(batch, other, seed, 1)
+        one, other = self._two(len(batch), seed, torch.device("cpu"))
+        return self._apply(batch, one, seed, 0), self._apply(batch, other, seed, 1)
 
     def apply(self, batch: JaggedBatch, operators: np.ndarray, seed: int, view: int) -> JaggedBatch:
         """One operator a sequence.
@@ -66,43 +65,86 @@ class Augmentation:
             seed: of this very batch.
             view: keeps the draws of two views apart.
         """
-        lengths = batch.lengths.numpy()
-        share = np.choose(operators, (self.crop, self.mask, self.reorder))
-        window = np.floor(share * lengths + 1e-9).astype(np.int64)  # .6 * 5 is 3, not 2.9999
-        window = np.where(operators == CROP, np.maximum(window, 1), window)
-        draw = words(seed, STREAM_SEQUENCES, np.arange(len(batch)), view)[0]
-        begin = (draw * (lengths - window + 1)) >> 32
-        changed = self._change(batch, operators, begin, window, seed, view)
+        return self._apply(batch, torch.from_numpy(operators), seed, view)
 
-        cropped = operators == CROP
-        kept = np.where(cropped, window, lengths)
-        starts = np.cumsum(lengths) - lengths + np.where(cropped, begin, 0)
-        return JaggedBatch(changed, batch.offsets, batch.lengths).cut(starts, kept)
+    def fixed_views(self, batch: FixedBatch, seed: Tensor, capacity: int) -> FixedBatch:
+        """The sequences and their two views as one batch, all of it decided on the device.
+
+        Args:
+            batch: B sequences, none empty.
+            seed: int64, 0-d, on the device.
+            capacity: for the tokens of the 3 B sequences.
+        """
+        lengths, row = batch.offsets.diff(), batch.tail_rows()
+        place = torch.arange(len(row), device=batch.device) - batch.offsets[row]
+        items, starts, kept = [batch.items], [batch.offsets[:-1]], [lengths]
+        for view, operators in enumerate(self._two(len(batch), seed, batch.device)):
+            plan = self._plan(lengths, operators, seed, view)
+            with_tail = F.pad(plan, (0, 1))  # a window of no items
+            items.append(self._change(batch.items, row, place, with_tail, seed, view))
+            begin, length = _kept(plan, lengths)
+            starts.append(batch.offsets[:-1] + begin + len(row) * (view + 1))
+            kept.append(length)
+        values, all_starts, all_kept = torch.cat(items), torch.cat(starts), torch.cat(kept)
+        return cut(values, all_starts, all_kept, capacity, batch.max_length)[0]
+
+    def _two(self, count: int, seed: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Two different operators for each of `count` sequences, int64 [B] each."""
+        rows = torch.arange(count, device=device)
+        first, second, *_ = philox.words(seed, STREAM_SEQUENCES, rows, 2)
+        one = (first * 3) >> 32
+        return one, (one + 1 + ((second * 2) >> 32)) % 3  # one of the two that are left
+
+    def _apply(self, batch: JaggedBatch, operators: Tensor, seed: int, view: int) -> JaggedBatch:
+        plan = self._plan(batch.lengths, operators, seed, view)
+        on_device = to_device(plan.numpy(), batch.device)
+        changed = self._change(batch.items, batch.rows(), batch.places(), on_device, seed, view)
+        begin, kept = _kept(plan, batch.lengths)
+        starts = batch.lengths.cumsum(0) - batch.lengths + begin
+        return JaggedBatch(changed, batch.offsets, batch.lengths).cut(starts.numpy(), kept.numpy())
+
+    def _plan(self, lengths: Tensor, operators: Tensor, seed: int | Tensor, view: int) -> Tensor:
+        """Operator, begin and length of the window that each sequence is changed in: [3, B]."""
+        real = lengths.double()
+        masked = torch.where(operators == MASK, self.mask * real, self.reorder * real)
+        share = torch.where(operators == CROP, self.crop * real, masked)
+        window = (share + 1e-9).floor().long()  # .6 * 5 is 3, not 2.9999
+        window = torch.where(operators == CROP, window.clamp(min=1), window)
+        rows = torch.arange(len(lengths), device=lengths.device)
+        draw = philox.words(seed, STREAM_SEQUENCES, rows, view)[0]
+        begin = (draw * (lengths - window + 1)) >> 32
+        return torch.stack((operators, begin, window))
 
     def _change(
-        self,
-        batch: JaggedBatch,
-        operators: np.ndarray,
-        begin: np.ndarray,
-        window: np.ndarray,
-        seed: int,
-        view: int,
+        self, items: Tensor, row: Tensor, place: Tensor, plan: Tensor, seed: int | Tensor, view: int
     ) -> Tensor:
-        """The items with the masks and the new orders in, nothing cropped yet: int64 [N]."""
-        device = batch.device
-        plan = to_device(np.stack((operators, begin, window)), device)
-        row, place = batch.rows(), batch.places()
+        """The items with the masks and the new orders in, nothing cropped yet: int64 [N].
+
+        Args:
+            items: int64 [N].
+            row, place: int64 [N], the sequence each stands in, and where in it.
+            plan: int64 [3, B] on the same device.
+            seed, view: as for `apply`.
+        """
+        flat = torch.arange(len(row), device=items.device)
         operator, start, size = plan[:, row]
-        number = philox.words(seed, STREAM_ITEMS, torch.arange(len(row), device=device), view)[0]
+        number = philox.words(seed, STREAM_ITEMS, flat, view)[0]
         by_number = torch.argsort(number, stable=True)
 
         # mask: the items whose number is among the `size` smallest of their sequence
         order = by_number[torch.argsort(row[by_number], stable=True)]
         smaller = torch.empty_like(row)
         smaller[order] = place  # sequences stand in their own slots, so places count them up
-        items = torch.where((operator == MASK) & (smaller < size), self.mask_row, batch.items)
+        changed = torch.where((operator == MASK) & (smaller < size), self.mask_row, items)
 
         # reorder: all of a window fall on the slot of its first item, and go there by number
         inside = (operator == REORDER) & (place >= start) & (place < start + size)
-        slot = torch.arange(len(row), device=device) - torch.where(inside, place - start, 0)
-        return items[by_number[torch.argsort(slot[by_number], stable=True)]]
+        slot = flat - torch.where(inside, place - start, 0)
+        return changed[by_number[torch.argsort(slot[by_number], stable=True)]]
+
+
+def _kept(plan: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in its sequence a view begins, and its length: int64 [B] each."""
+    operators, begin, window = plan
+    cropped = operators == CROP
+    return torch.where(cropped, begin, 0), torch.where(cropped, window, lengths)

@@ -24,34 +24,27 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class JaggedBatch:
-    """B sequences of different length as one flat tensor.
+class Sequences:
+    """B sequences of different length as one flat tensor: what an encoder takes.
 
     Attributes:
         items: int64 [N] item rows on the device; sequence b is items[offsets[b]:offsets[b + 1]].
         offsets: int64 [B + 1] on the device.
-        lengths: int64 [B] on the host, so that nobody asks the device for a shape.
     """
 
     items: Tensor
     offsets: Tensor
-    lengths: Tensor
 
     def __len__(self) -> int:
-        return self.lengths.numel()
+        return self.offsets.numel() - 1
 
     @property
     def device(self) -> torch.device:
         return self.items.device
 
-    @property
-    def max_length(self) -> int:
-        """Length of the longest sequence, a host int; 0 for an empty batch."""
-        return int(self.lengths.max()) if len(self) else 0
-
     def rows(self) -> Tensor:
         """The sequence every item stands in, int64 [N] on the device."""
-        return _rows(self.offsets.diff(), self.items.numel())
+        raise NotImplementedError
 
     def places(self) -> Tensor:
         """Place of every item in its sequence, from 0, int64 [N] on the device."""
@@ -66,6 +59,25 @@ class JaggedBatch:
     def last(self) -> Tensor:
         """Where in ``items`` each sequence has its last item, int64 [B]; none may be empty."""
         return self.offsets[1:] - 1
+
+
+@dataclass(frozen=True)
+class JaggedBatch(Sequences):
+    """Sequences whose lengths the host knows; they fill `items`.
+
+    Attributes:
+        lengths: int64 [B] on the host, so that nobody asks the device for a shape.
+    """
+
+    lengths: Tensor
+
+    @property
+    def max_length(self) -> int:
+        """Length of the longest sequence, a host int; 0 for an empty batch."""
+        return int(self.lengths.max()) if len(self) else 0
+
+    def rows(self) -> Tensor:
+        return _rows(self.offsets.diff(), self.items.numel())
 
     @staticmethod
     def concatenated(batches: Sequence[JaggedBatch]) -> JaggedBatch:

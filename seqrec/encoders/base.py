@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.config import EncoderConfig
-from seqrec.data.store import JaggedBatch
+from seqrec.data.store import Sequences
+from seqrec.draws import Randomness
 from seqrec.encoders.layout import Layout
 
 
@@ -16,11 +17,11 @@ class TransformerLayer(nn.Module, ABC):
     """One layer; both ways of calling it are the same function of the same weights."""
 
     @abstractmethod
-    def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [N, D], all tokens."""
 
     @abstractmethod
-    def last(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+    def last(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [B, D], each sequence's last token; the others serve as keys and values."""
 
 
@@ -56,7 +57,7 @@ class Encoder(nn.Module, ABC):
         """[N, D], the rows of the table that are items."""
         return self.table[: self.n_items]
 
-    def forward(self, batch: JaggedBatch, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, batch: Sequences, generator: Randomness | None = None) -> Tensor:
         """Hidden states of all tokens.
 
         Args:
@@ -72,7 +73,7 @@ class Encoder(nn.Module, ABC):
             x = layer(x, layout, generator)
         return self._finish(x)
 
-    def last(self, batch: JaggedBatch, generator: torch.Generator | None = None) -> Tensor:
+    def last(self, batch: Sequences, generator: Randomness | None = None) -> Tensor:
         """Hidden state of each sequence's last token, [B, D].
 
         Exactly the rows ``batch.last()`` of :meth:`forward` without dropout, and the same in
@@ -88,7 +89,7 @@ class Encoder(nn.Module, ABC):
         return self._finish(final.last(x, layout, generator))
 
     @abstractmethod
-    def _embed(self, batch: JaggedBatch, generator: torch.Generator | None) -> Tensor:
+    def _embed(self, batch: Sequences, generator: Randomness | None) -> Tensor:
         """[T, D], the input of the first layer."""
 
     def _finish(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from seqrec.draws import Randomness, seed
 from seqrec_kernels import native
 
 
@@ -32,7 +33,7 @@ def runs(x: Tensor, heads: int = 1) -> bool:
 
 
 def self_attention(
-    qkv: Tensor, offsets: Tensor, heads: int, p: float, generator: torch.Generator | None
+    qkv: Tensor, offsets: Tensor, heads: int, p: float, generator: Randomness | None
 ) -> Tensor:
     """Causal attention of every token: [N, 3 D], queries, keys and values side by side -> [N, D].
 
@@ -53,7 +54,7 @@ def last_attention(
     offsets: Tensor,
     heads: int,
     p: float,
-    generator: torch.Generator | None,
+    generator: Randomness | None,
 ) -> Tensor:
     """Attention of one query a sequence to all of it: [B, D] and keys, values [N, 2 D] -> [B, D].
 
@@ -70,16 +71,14 @@ def embed(
     at: Tensor,
     scale: float,
     p: float,
-    generator: torch.Generator | None,
+    generator: Randomness | None,
 ) -> Tensor:
     """``dropout(scale * table[items] + places[at])``: [V, D], int64 [N], [L, D], int64 [N]."""
     found: Tensor = _Embedding.apply(table, items, places, at, scale, *_draws(p, generator))
     return found
 
 
-def residual(
-    x: Tensor, h: Tensor, bias: Tensor, p: float, generator: torch.Generator | None
-) -> Tensor:
+def residual(x: Tensor, h: Tensor, bias: Tensor, p: float, generator: Randomness | None) -> Tensor:
     """``x + dropout(h + bias)``, [N, D], [N, D] and [D]."""
     found: Tensor = _Residual.apply(x, h, bias, *_draws(p, generator))
     return found
@@ -87,7 +86,7 @@ def residual(
 
 def sum_and_norm(
     x: Tensor, h: Tensor, bias: Tensor, norm: nn.LayerNorm, p: float,
-    generator: torch.Generator | None,
+    generator: Randomness | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``s = x + dropout(h + bias)``, and ``norm(s)``, all [N, D], `bias` [D]."""
     both: tuple[Tensor, Tensor] = _ResidualNorm.apply(
@@ -98,7 +97,7 @@ def sum_and_norm(
 
 def residual_norm(
     x: Tensor, h: Tensor, bias: Tensor, norm: nn.LayerNorm, p: float,
-    generator: torch.Generator | None,
+    generator: Randomness | None,
 ) -> Tensor:  # fmt: skip
     """``norm(x + dropout(h + bias))``, all [N, D], `bias` [D]."""
     found: Tensor = _ResidualNorm.apply(
@@ -107,9 +106,7 @@ def residual_norm(
     return found
 
 
-def dropped_norm(
-    x: Tensor, norm: nn.LayerNorm, p: float, generator: torch.Generator | None
-) -> Tensor:
+def dropped_norm(x: Tensor, norm: nn.LayerNorm, p: float, generator: Randomness | None) -> Tensor:
     """``dropout(norm(x))``, [N, D]."""
     found: Tensor = _ResidualNorm.apply(
         x, None, None, norm.weight, norm.bias, norm.eps, False, *_draws(p, generator)
@@ -117,7 +114,7 @@ def dropped_norm(
     return found
 
 
-def relu(h: Tensor, bias: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
+def relu(h: Tensor, bias: Tensor, p: float, generator: Randomness | None) -> Tensor:
     """``dropout(relu(h + bias))``, [N, D] and [D]."""
     found: Tensor = _Relu.apply(h, bias, *_draws(p, generator))
     return found
@@ -129,12 +126,11 @@ def gelu(h: Tensor, bias: Tensor) -> Tensor:
     return found
 
 
-def _draws(p: float, generator: torch.Generator | None) -> tuple[Tensor, int]:
+def _draws(p: float, generator: Randomness | None) -> tuple[Tensor, int]:
     """A seed, 0-d int64, and how many of 65536 are dropped."""
-    seed = torch.zeros((), dtype=torch.int64)
     if generator is None:
-        return seed, 0
-    return seed.random_(-(2**63), None, generator=generator), min(round(p * 65536), 65535)
+        return torch.zeros((), dtype=torch.int64), 0
+    return seed(generator), min(round(p * 65536), 65535)
 
 
 class _Attention(torch.autograd.Function):

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqrec.data.fixed import FixedBatch
+from seqrec.draws import Randomness, words
 from seqrec.encoders import fused
 from seqrec.encoders.layout import Layout
 
 
-def dropout(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
+def dropout(x: Tensor, p: float, generator: Randomness | None) -> Tensor:
     """Dropout by 16 random bits an element, drawn from `generator`.
 
     ``F.dropout`` draws one number after the other on the CPU, 11 to 19 ns an element; four elements
@@ -26,14 +28,13 @@ def dropout(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
     Args:
         x: any shape, floating point.
         p: probability of a zero, in [0, 1).
-        generator: on the device of `x`; None (evaluation) returns `x` itself.
+        generator: what draws, on the device of `x`; None (evaluation) returns `x` itself.
     """
     dropped = min(round(p * 65536), 65535)
     if generator is None or dropped == 0:
         return x
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-    words.random_(-(2**63), None, generator=generator)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    drawn = words((x.numel() + 3) // 4, generator, x.device)
+    bits = drawn.view(torch.int16)[: x.numel()].view(x.shape)
     keep = (bits >= dropped - 32768).to(x.dtype).mul_(65536 / (65536 - dropped))
     return x * keep
 
@@ -54,12 +55,12 @@ class CausalSelfAttention(nn.Module):
         self.input = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [N, D]; token i of a row attends to the tokens 0..i of its own row."""
         projected: Tensor = self.output(self.mixed(x, layout, generator))
         return projected
 
-    def last(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+    def last(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [B, D], the output for each row's last token.
 
         Keys and values are computed for all tokens, queries and outputs for the last ones.
@@ -67,19 +68,19 @@ class CausalSelfAttention(nn.Module):
         projected: Tensor = self.output(self.last_mixed(x, layout, generator))
         return projected
 
-    def mixed(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+    def mixed(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [N, D], what :meth:`forward` projects: the heads' values, mixed."""
         qkv = self.input(x)
-        if fused.runs(qkv, self.heads):
+        if fused.runs(qkv, self.heads) and not isinstance(layout.batch, FixedBatch):
             offsets = layout.batch.offsets
             return fused.self_attention(qkv, offsets, self.heads, self.dropout, generator)
         blocks = [self._attend(block, generator) for block in layout.rectangles(qkv)]
         return layout.tokens(blocks)
 
-    def last_mixed(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+    def last_mixed(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [B, D], what :meth:`last` projects."""
         queries, pairs = self.last_input(x, layout)
-        if fused.runs(queries, self.heads):
+        if fused.runs(queries, self.heads) and not isinstance(layout.batch, FixedBatch):
             offsets = layout.batch.offsets
             return fused.last_attention(
                 queries, pairs, offsets, self.heads, self.dropout, generator
@@ -103,7 +104,7 @@ class CausalSelfAttention(nn.Module):
         return queries, F.linear(x, weight[dim:], bias[dim:])
 
     def _attend_last(
-        self, q: Tensor, pairs: Tensor, padding: Tensor, generator: torch.Generator | None
+        self, q: Tensor, pairs: Tensor, padding: Tensor, generator: Randomness | None
     ) -> Tensor:
         """One rectangle: queries [rows, D], keys and values [rows, length, 2 D] -> [rows, D].
 
@@ -119,7 +120,7 @@ class CausalSelfAttention(nn.Module):
         weights = scores.masked_fill(padding[:, None, None], -torch.inf).softmax(-1)
         return torch.matmul(dropout(weights, self.dropout, generator), v).view(rows, dim)
 
-    def _attend(self, qkv: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _attend(self, qkv: Tensor, generator: Randomness | None) -> Tensor:
         """One rectangle, [rows, length, 3 D] -> [rows, length, D].
 
         Rows are filled from the left, so the causal mask alone keeps a real token from seeing
@@ -148,7 +149,7 @@ class FeedForward(nn.Module):
         self.first = nn.Linear(dim, dim)
         self.second = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None) -> Tensor:
         """[N, D] -> [N, D]."""
         hidden = dropout(F.relu(self.first(x)), self.dropout, generator)
         return dropout(self.second(hidden), self.dropout, generator)

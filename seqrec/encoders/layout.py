@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from seqrec.data.store import JaggedBatch
+from seqrec.data.fixed import FixedBatch
+from seqrec.data.store import JaggedBatch, Sequences
 
 
 class _Plan(NamedTuple):
@@ -37,7 +39,7 @@ class Layout:
         batch: what is laid out.
     """
 
-    def __init__(self, batch: JaggedBatch) -> None:
+    def __init__(self, batch: Sequences) -> None:
         self.batch = batch
 
     @property
@@ -47,6 +49,9 @@ class Layout:
 
     @cached_property
     def _plan(self) -> _Plan:
+        if isinstance(self.batch, FixedBatch):
+            return _fixed_plan(self.batch)
+        assert isinstance(self.batch, JaggedBatch)
         lengths, device = self.batch.lengths, self.batch.device
         starts = lengths.cumsum(0) - lengths
         none = torch.empty(0, dtype=torch.int64)
@@ -76,13 +81,18 @@ class Layout:
     def rectangles(self, x: Tensor) -> list[Tensor]:
         """[N, C] tokens -> one [rows, width, C] block a rectangle."""
         padded = _ToSlots.apply(x, self._plan.gather, self._plan.places)
+        if isinstance(self.batch, FixedBatch):  # the slot of the tail
+            padded = padded[:-1]
         sizes = [rows * width for rows, width in self.shapes]
         parts = padded.split(sizes)
         return [part.view(*shape, -1) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def tokens(self, blocks: list[Tensor]) -> Tensor:
         """The way back: blocks [rows, width, C] -> [N, C]; what stood in padded slots is gone."""
-        return _ToTokens.apply(torch.cat([b.flatten(0, 1) for b in blocks]), self._plan.places)
+        parts = [block.flatten(0, 1) for block in blocks]
+        if isinstance(self.batch, FixedBatch):  # what the tail is sent to, and what it gets
+            parts.append(parts[0].new_zeros(1, parts[0].shape[1]))
+        return _ToTokens.apply(torch.cat(parts), self._plan.places)
 
     def last(self, x: Tensor) -> Tensor:
         """[N, C] tokens -> [B, C], the last of each row, in the batch's order."""
@@ -104,6 +114,18 @@ class Layout:
             torch.arange(width, device=count.device) >= count[:, None]
             for count, (_, width) in zip(counts, self.shapes, strict=True)
         ]
+
+
+def _fixed_plan(batch: FixedBatch) -> _Plan:
+    """One rectangle as wide as any row, and a slot behind it for the tokens of the tail."""
+    shape = len(batch), batch.max_length
+    counts = batch.offsets.diff()
+    row = torch.arange(len(batch), device=batch.device)
+    column = torch.arange(batch.max_length, device=batch.device)
+    token = batch.offsets[:-1, None] + torch.minimum(column, counts[:, None] - 1)
+    slot = batch.rows() * batch.max_length + batch.places()
+    places = torch.where(batch.real(), slot, shape[0] * shape[1])
+    return _Plan([shape], F.pad(token.flatten(), (0, 1)), places, row, row, counts)
 
 
 def _groups(lengths: Tensor, single: bool) -> list[Tensor]:

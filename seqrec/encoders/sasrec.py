@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqrec.config import EncoderConfig
-from seqrec.data.store import JaggedBatch
+from seqrec.data.store import Sequences
+from seqrec.draws import Randomness
 from seqrec.encoders import fused
 from seqrec.encoders.base import Encoder, TransformerLayer
 from seqrec.encoders.layers import CausalSelfAttention, FeedForward, dropout
@@ -49,7 +50,7 @@ class SASRec(Encoder):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def _embed(self, batch: JaggedBatch, generator: torch.Generator | None) -> Tensor:
+    def _embed(self, batch: Sequences, generator: Randomness | None) -> Tensor:
         scale, at = math.sqrt(self.table.shape[1]), batch.places()
         if fused.runs(self.table):
             return fused.embed(
@@ -74,15 +75,15 @@ class _Layer(TransformerLayer):
         self.feed_forward_norm = nn.LayerNorm(config.dim)
         self.feed_forward = FeedForward(config.dim, config.dropout)
 
-    def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         mixed = self.attention.mixed(self.attention_norm(x), layout, generator)
         return self._behind(x, mixed, generator)
 
-    def last(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+    def last(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         mixed = self.attention.last_mixed(self.attention_norm(x), layout, generator)
         return self._behind(layout.last(x), mixed, generator)
 
-    def _behind(self, x: Tensor, mixed: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _behind(self, x: Tensor, mixed: Tensor, generator: Randomness | None) -> Tensor:
         """What follows the attention's heads."""
         output, norm, forward, p = (
             self.attention.output, self.feed_forward_norm, self.feed_forward, self.dropout

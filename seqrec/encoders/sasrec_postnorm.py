@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqrec.config import EncoderConfig
-from seqrec.data.store import JaggedBatch
+from seqrec.data.store import Sequences
+from seqrec.draws import Randomness
 from seqrec.encoders import fused
 from seqrec.encoders.base import Encoder, TransformerLayer
 from seqrec.encoders.layers import CausalSelfAttention, dropout
@@ -51,7 +52,7 @@ class PostNormSASRec(Encoder):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def _embed(self, batch: JaggedBatch, generator: torch.Generator | None) -> Tensor:
+    def _embed(self, batch: Sequences, generator: Randomness | None) -> Tensor:
         at = self.places.shape[0] - 1 - batch.places_from_end()
         if fused.runs(self.table):
             x = fused.embed(self.table, batch.items, self.places, at, 1.0, 0.0, None)
@@ -72,14 +73,14 @@ class _Layer(TransformerLayer):
         self.second = nn.Linear(4 * config.dim, config.dim)
         self.feed_forward_norm = nn.LayerNorm(config.dim, eps=_EPS)
 
-    def forward(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         return self._behind(x, self.attention.mixed(x, layout, generator), generator)
 
-    def last(self, x: Tensor, layout: Layout, generator: torch.Generator | None) -> Tensor:
+    def last(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         mixed = self.attention.last_mixed(x, layout, generator)
         return self._behind(layout.last(x), mixed, generator)
 
-    def _behind(self, x: Tensor, mixed: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _behind(self, x: Tensor, mixed: Tensor, generator: Randomness | None) -> Tensor:
         """What follows the attention's heads."""
         output, p = self.attention.output, self.dropout
         if fused.runs(x):

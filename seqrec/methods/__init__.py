@@ -32,7 +32,13 @@ def build(config: Config, n_items: int) -> Method:
     """The method `config` names, with initial weights drawn from the run's seed, on the CPU."""
     import torch
 
-    module, name = _REGISTRY[config.method.name].split(":")
     # torch's layers first fill themselves from the global stream, which is the caller's
     with torch.random.fork_rng(devices=[]):
-        return getattr(importlib.import_module(module), name)(config, n_items)
+        return method_class(config.method.name)(config, n_items)
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method; to be called with a configuration and the number of items."""
+    module, _, attribute = _REGISTRY[name].partition(":")
+    found: type[Method] = getattr(importlib.import_module(module), attribute)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seqrec.config import Config
+from seqrec.counters import derive
 from seqrec.data.store import JaggedBatch, SequenceStore
+from seqrec.draws import Draws
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,51 @@ class Step:
     step: int
     generator: torch.Generator
 
+    def seed(self, run: int, purpose: int, *numbers: int) -> int:
+        """A seed of this very step: `derive` of the run's seed, a purpose, the step, numbers."""
+        return derive(run, purpose, self.step, *numbers)
+
+
+@dataclass(frozen=True)
+class FixedStep:
+    """A step that may be captured once and replayed as another: what changes stands in tensors.
+
+    Args:
+        epoch: from 0; only for what `Method.phase` tells apart.
+        epoch_tensor: the same, int64, 0-d, on the training device.
+        generator: what draws, on the training device.
+        seeds: of what `Method.seeds` names, int64, 0-d, on the training device.
+    """
+
+    epoch: int
+    epoch_tensor: Tensor
+    generator: Draws
+    seeds: Mapping[tuple[int, ...], Tensor]
+
+    def seed(self, run: int, purpose: int, *numbers: int) -> Tensor:
+        """As `Step.seed`, the same number, as a tensor."""
+        return self.seeds[purpose, *numbers]
+
 
 class Method(nn.Module, ABC):
     """A recommender that can be trained and asked for scores.
 
     The score of item v for a history is ``queries(history) . items()[v]``.
+
+    A method whose step can be captured in a CUDA graph says so by :meth:`not_captured`, and has
+    :meth:`tokens` and :meth:`fixed_batch`.  From the batch to the end of :meth:`loss` it then reads
+    nothing of the device, and all shapes and numbers are the same in every step of a :meth:`phase`.
+
+    Attributes:
+        seeds: what `loss` and `fixed_batch` ask `FixedStep.seed` for: (purpose, *numbers) each.
     """
+
+    seeds: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def not_captured(cls, config: Config) -> str | None:
+        """Why a step cannot be captured in a CUDA graph, in a line; None: it can."""
+        return "its batches are assembled on the host"
 
     @abstractmethod
     def rows(self, store: SequenceStore) -> int:
@@ -66,8 +109,29 @@ class Method(nn.Module, ABC):
             step: where in the run; what is drawn here is a function of it and of the run's seed.
         """
 
+    def phase(self, epoch: int) -> str:
+        """What the operators of a step depend on beside its shapes: "warmup" or "main"."""
+        return "main"
+
+    def tokens(self, store: SequenceStore, epoch: int) -> np.ndarray:
+        """The most tokens that each training row brings into a batch: int64 [rows], host."""
+        raise NotImplementedError
+
+    def fixed_batch(
+        self, store: SequenceStore, rows: Tensor, capacity: int, step: FixedStep
+    ) -> Any:
+        """As `batch`, all of it on the device and in buffers of a fixed size.
+
+        Args:
+            store: of the training sequences.
+            rows: int64 [B], on the device.
+            capacity: for the tokens; at least as many as `tokens` adds up to for these rows.
+            step: where in the run.
+        """
+        raise NotImplementedError
+
     @abstractmethod
-    def loss(self, batch: Any, step: Step) -> Tensor:
+    def loss(self, batch: Any, step: Step | FixedStep) -> Tensor:
         """Mean loss of the batch, a 0-d float32 tensor."""
 
     def facts(self, epoch: int) -> dict[str, int | float]:

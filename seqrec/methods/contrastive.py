@@ -38,10 +38,11 @@ import torch
 from torch import Tensor
 
 from seqrec.config import Config
-from seqrec.counters import MIX, WEIGHTS, derive
-from seqrec.data.store import JaggedBatch, SequenceStore, to_device
+from seqrec.counters import MIX, VIEWS, WEIGHTS, derive
+from seqrec.data.store import JaggedBatch, Sequences, SequenceStore, to_device
+from seqrec.draws import Randomness, normal
 from seqrec.encoders import build_encoder
-from seqrec.methods.base import Method, Step
+from seqrec.methods.base import FixedStep, Method, Step
 from seqrec.methods.kmeans import KMeans
 from seqrec.methods.labels import SoftLabels
 from seqrec.methods.views import Views, views_of
@@ -65,7 +66,7 @@ class Batch(NamedTuple):
             None: the target alone.
     """
 
-    sequences: JaggedBatch
+    sequences: Sequences
     targets: Tensor
     labels: tuple[Tensor, Tensor] | None
 
@@ -77,6 +78,8 @@ class ContrastiveMethod(Method):
         config: `method` holds the weights and the forms of the losses.
         n_items: size of the catalogue.
     """
+
+    seeds = ((VIEWS,), (MIX, 0), (MIX, 1), (MIX, 2))
 
     def __init__(self, config: Config, n_items: int) -> None:
         super().__init__()
@@ -95,6 +98,10 @@ class ContrastiveMethod(Method):
         # follow from the training sequences
         self._views: Views | None = None
         self._labels: SoftLabels | None = None
+
+    @classmethod
+    def not_captured(cls, config: Config) -> str | None:
+        return None
 
     def rows(self, store: SequenceStore) -> int:
         return store.n_prefixes
@@ -132,7 +139,26 @@ class ContrastiveMethod(Method):
         labels = None if self._labels is None else self._labels.of(to_device(rows, store.device))
         return Batch(sequences, targets, labels)
 
-    def loss(self, batch: Batch, step: Step) -> Tensor:
+    def phase(self, epoch: int) -> str:
+        return "main" if self._is_main(epoch) else "warmup"
+
+    def tokens(self, store: SequenceStore, epoch: int) -> np.ndarray:
+        assert self._views is not None, "prepare was not called"
+        return self._views.tokens(epoch)
+
+    def fixed_batch(
+        self, store: SequenceStore, rows: Tensor, capacity: int, step: FixedStep
+    ) -> Batch:
+        assert self._views is not None, "prepare was not called"
+        sequences, targets = self._views.fixed_batch(rows, capacity, step)
+        labels = None if self._labels is None else self._labels.of(rows)
+        return Batch(sequences, targets, labels)
+
+    def _is_main(self, epoch: int) -> bool:
+        """Whether the warm-up is over."""
+        return self.settings.contrast == "hard-negative" and epoch >= self.settings.warmup_epochs
+
+    def loss(self, batch: Batch, step: Step | FixedStep) -> Tensor:
         settings, targets = self.settings, batch.targets
         hidden, first, second = self.encoder.last(batch.sequences, step.generator).chunk(3)
         if batch.labels is None:
@@ -140,7 +166,7 @@ class ContrastiveMethod(Method):
         else:
             loss = catalog_cross_entropy(hidden, self.encoder.table, *batch.labels)
 
-        main = settings.contrast == "hard-negative" and step.epoch >= settings.warmup_epochs
+        main = self._is_main(step.epoch)
         noise = self._noise(first, second, targets, step.generator) if main else None
         if settings.coarse_weight > 0:
             term = self._contrast(first, second, targets, noise, main, step, 0)
@@ -160,14 +186,13 @@ class ContrastiveMethod(Method):
         return self.encoder.items
 
     def _noise(
-        self, first: Tensor, second: Tensor, targets: Tensor, generator: torch.Generator
+        self, first: Tensor, second: Tensor, targets: Tensor, generator: Randomness
     ) -> Tensor | None:
         """Normal vectors moved towards the anchors they are hard for; no gradient."""
         count = int(len(targets) * self.settings.noise)
         if count == 0:
             return None
-        noise = torch.empty(count, first.shape[1], device=first.device)
-        noise.normal_(generator=generator)
+        noise = normal(count, first.shape[1], generator, first.device)
         anchors, positives = first.detach(), second.detach()
         ids = self._ids(targets)
         return ascend_noise(anchors, positives, positives, noise, anchor_ids=ids, negative_ids=ids)
@@ -179,7 +204,7 @@ class ContrastiveMethod(Method):
         labels: Tensor,
         noise: Tensor | None,
         main: bool,
-        step: Step,
+        step: Step | FixedStep,
         number: int,
     ) -> Tensor:
         """One of the step's contrastive terms, ``NCE(x, y; labels)`` or what stands in its place.
@@ -216,7 +241,7 @@ class ContrastiveMethod(Method):
             margin=settings.margin if settings.focal_scale else 0.0,
             mix=(mix - spread, min(mix + spread, 1.0)) if spread else mix,
             mix_weight=settings.mix_weight,
-            seed=derive(self.config.training.seed, MIX, step.step, number) if spread else 0,
+            seed=step.seed(self.config.training.seed, MIX, number) if spread else 0,
             form=settings.contrast_form,
         )
 

@@ -11,12 +11,19 @@ A row that no other differs from is its own view; its two encodings then differ 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from seqrec.data.philox import STREAM_POSITIVES, words
-from seqrec.data.store import SequenceStore
+from seqrec.data.store import SequenceStore, to_device
+from seqrec_kernels import philox
+
+# rows int64 [B] and an epoch int64, 0-d, on one device -> int64 [B] there
+FixedPositives = Callable[[Tensor, Tensor], Tensor]
 
 
 class Positives(Protocol):
@@ -24,6 +31,9 @@ class Positives(Protocol):
 
     def of(self, rows: np.ndarray, epoch: int) -> np.ndarray:
         """The positive row of each of `rows`: int64 [B] -> int64 [B], on the host."""
+
+    def fixed(self, device: torch.device) -> FixedPositives:
+        """The same of rows and an epoch on `device`."""
 
 
 class LastDiffering:
@@ -49,6 +59,10 @@ class LastDiffering:
     def of(self, rows: np.ndarray, epoch: int) -> np.ndarray:
         return self._positive[rows]
 
+    def fixed(self, device: torch.device) -> FixedPositives:
+        positive = to_device(self._positive, device)
+        return lambda rows, epoch: positive[rows]
+
 
 class RandomDiffering:
     """A uniform draw, without rejection: the rows of a target are sorted by input, so those that do
@@ -73,6 +87,21 @@ class RandomDiffering:
         place += np.where(place >= self._same_begin[rows], self._same_size[rows], 0)
         found = self._order[np.minimum(place, len(self._order) - 1)]
         return np.where(others > 0, found, rows)
+
+    def fixed(self, device: torch.device) -> FixedPositives:
+        runs = self._begin, self._size, self._same_begin, self._same_size
+        known = to_device(np.stack(runs), device)
+        order = to_device(self._order, device)
+
+        def of(rows: Tensor, epoch: Tensor) -> Tensor:
+            begin, size, same_begin, same_size = known[:, rows]
+            others = size - same_size
+            drawn = philox.words(self.seed, STREAM_POSITIVES, rows, epoch)[0]
+            place = begin + ((drawn * others) >> 32)
+            place = place + torch.where(place >= same_begin, same_size, 0)
+            return torch.where(others > 0, order[place.clamp(max=len(order) - 1)], rows)
+
+        return of
 
 
 def _runs(sorted_keys: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ from torch import Tensor
 from seqrec.config import Config
 from seqrec.counters import NEGATIVES, derive
 from seqrec.data.store import JaggedBatch, SequenceStore
-from seqrec.methods.base import Step
+from seqrec.methods.base import FixedStep, Step
 from seqrec.methods.sasrec import NextItem
 from seqrec.negatives import build_sampler
 from seqrec.negatives.base import Question, Sampler
@@ -74,7 +74,8 @@ class SampledMethod(NextItem):
             places = store.target_places(store.trainable[rows], self.max_length)
         return Batch(inputs, targets, self._histories.rows(places))
 
-    def loss(self, batch: Batch, step: Step) -> Tensor:
+    def loss(self, batch: Batch, step: Step | FixedStep) -> Tensor:
+        assert isinstance(step, Step)
         queries, table = self.encoded(batch.inputs, step), self.encoder.table
         sampler = self._sampler(step.epoch)
         negatives = sampler.draw(

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from seqrec.config import Config
 from seqrec.counters import WEIGHTS, derive
-from seqrec.data.store import JaggedBatch, SequenceStore
+from seqrec.data.fixed import FixedBatch, FixedRows
+from seqrec.data.store import JaggedBatch, Sequences, SequenceStore
 from seqrec.encoders import build_encoder
-from seqrec.methods.base import Method, Step
+from seqrec.methods.base import FixedStep, Method, Step
 from seqrec_kernels import catalog_cross_entropy
 
 
@@ -35,6 +36,7 @@ class NextItem(Method):
         self.prefixes = config.method.rows == "prefixes"
         self.max_length = config.encoder.max_length
         self.encoder = build_encoder(n_items, config.encoder, generator)
+        self._fixed: FixedRows | None = None  # follows from the training sequences
 
     def rows(self, store: SequenceStore) -> int:
         return store.n_prefixes if self.prefixes else len(store.trainable)
@@ -45,7 +47,26 @@ class NextItem(Method):
             return store.prefix_batch(rows, self.max_length)
         return store.batch(store.trainable[rows], self.max_length + 1).shifted()
 
-    def encoded(self, inputs: JaggedBatch, step: Step) -> Tensor:
+    def tokens(self, store: SequenceStore, epoch: int) -> np.ndarray:
+        return self._fixed_rows(store).lengths
+
+    def fixed_pairs(
+        self, store: SequenceStore, rows: Tensor, capacity: int
+    ) -> tuple[FixedBatch, Tensor]:
+        """As `pairs`, on the device; a token of the tail has no target, -1."""
+        known = self._fixed_rows(store)
+        inputs, places = known.batch(rows, capacity)
+        if self.prefixes:
+            return inputs, known.behind(rows)
+        return inputs, torch.where(places < 0, -1, store.values[places + 1])
+
+    def _fixed_rows(self, store: SequenceStore) -> FixedRows:
+        if self._fixed is None:
+            known = FixedRows.prefixes if self.prefixes else FixedRows.inputs
+            self._fixed = known(store, self.max_length)
+        return self._fixed
+
+    def encoded(self, inputs: Sequences, step: Step | FixedStep) -> Tensor:
         """The queries of a batch's targets, under the step's dropout: [N, D] or [B, D]."""
         encode = self.encoder.last if self.prefixes else self.encoder.forward
         return encode(inputs, step.generator)
@@ -65,6 +86,15 @@ class SASRecMethod(NextItem):
     ) -> tuple[JaggedBatch, Tensor]:
         return self.pairs(store, rows)
 
-    def loss(self, batch: tuple[JaggedBatch, Tensor], step: Step) -> Tensor:
+    @classmethod
+    def not_captured(cls, config: Config) -> str | None:
+        return None
+
+    def fixed_batch(
+        self, store: SequenceStore, rows: Tensor, capacity: int, step: FixedStep
+    ) -> tuple[FixedBatch, Tensor]:
+        return self.fixed_pairs(store, rows, capacity)
+
+    def loss(self, batch: tuple[Sequences, Tensor], step: Step | FixedStep) -> Tensor:
         inputs, targets = batch
         return catalog_cross_entropy(self.encoded(inputs, step), self.encoder.table, targets)

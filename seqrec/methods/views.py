@@ -13,17 +13,26 @@ Views of equal items differ by their dropout masks: no two sequences of a batch 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from seqrec.config import Config
-from seqrec.counters import VIEWS, derive
+from seqrec.counters import VIEWS
 from seqrec.data.augment import Augmentation
+from seqrec.data.fixed import FixedBatch, FixedRows
 from seqrec.data.store import JaggedBatch, SequenceStore
-from seqrec.methods.base import Step
-from seqrec.methods.positives import LastDiffering, Positives, RandomDiffering, same_target_rows
+from seqrec.methods.base import FixedStep, Step
+from seqrec.methods.positives import (
+    FixedPositives,
+    LastDiffering,
+    Positives,
+    RandomDiffering,
+    same_target_rows,
+)
 
 
 class Views(Protocol):
@@ -40,6 +49,16 @@ class Views(Protocol):
             One batch of 3 B sequences, the B inputs, the B first and the B second views; and the
             targets, int64 [B] on the device.
         """
+        ...
+
+    def tokens(self, epoch: int) -> np.ndarray:
+        """The most tokens that the three sequences of each row have: int64 [rows], host."""
+        ...
+
+    def fixed_batch(
+        self, rows: Tensor, capacity: int, step: FixedStep
+    ) -> tuple[FixedBatch, Tensor]:
+        """As `batch`, of rows on the device, in a buffer of fixed size."""
         ...
 
 
@@ -68,6 +87,22 @@ class SameTarget:
         sequences, targets = self.store.prefix_batch(all_rows, self.max_length)
         return sequences, targets[: len(rows)]
 
+    @cached_property
+    def _fixed(self) -> tuple[FixedRows, FixedPositives]:
+        known = FixedRows.prefixes(self.store, self.max_length)
+        return known, self.positives.fixed(self.store.device)
+
+    def tokens(self, epoch: int) -> np.ndarray:
+        lengths = self._fixed[0].lengths
+        return 2 * lengths + lengths[self.positives.of(np.arange(len(lengths)), epoch)]
+
+    def fixed_batch(
+        self, rows: Tensor, capacity: int, step: FixedStep
+    ) -> tuple[FixedBatch, Tensor]:
+        known, positives = self._fixed
+        all_rows = torch.cat((rows, rows, positives(rows, step.epoch_tensor)))
+        return known.batch(all_rows, capacity)[0], known.behind(rows)
+
 
 class Repeated:
     """The input, three times.
@@ -84,6 +119,18 @@ class Repeated:
     def batch(self, rows: np.ndarray, step: Step) -> tuple[JaggedBatch, Tensor]:
         sequences, targets = self.store.prefix_batch(np.tile(rows, 3), self.max_length)
         return sequences, targets[: len(rows)]
+
+    @cached_property
+    def _fixed(self) -> FixedRows:
+        return FixedRows.prefixes(self.store, self.max_length)
+
+    def tokens(self, epoch: int) -> np.ndarray:
+        return 3 * self._fixed.lengths
+
+    def fixed_batch(
+        self, rows: Tensor, capacity: int, step: FixedStep
+    ) -> tuple[FixedBatch, Tensor]:
+        return self._fixed.batch(rows.repeat(3), capacity)[0], self._fixed.behind(rows)
 
 
 class Augmented:
@@ -106,8 +153,22 @@ class Augmented:
 
     def batch(self, rows: np.ndarray, step: Step) -> tuple[JaggedBatch, Tensor]:
         inputs, targets = self.store.prefix_batch(rows, self.max_length)
-        views = self.augmentation.views(inputs, derive(self.seed, VIEWS, step.step))
+        views = self.augmentation.views(inputs, step.seed(self.seed, VIEWS))
         return JaggedBatch.concatenated([inputs, *views]), targets
+
+    @cached_property
+    def _fixed(self) -> FixedRows:
+        return FixedRows.prefixes(self.store, self.max_length)
+
+    def tokens(self, epoch: int) -> np.ndarray:
+        return 3 * self._fixed.lengths  # a view may be shorter than its input, never longer
+
+    def fixed_batch(
+        self, rows: Tensor, capacity: int, step: FixedStep
+    ) -> tuple[FixedBatch, Tensor]:
+        inputs, _ = self._fixed.batch(rows, capacity // 3)
+        batch = self.augmentation.fixed_views(inputs, step.seed(self.seed, VIEWS), capacity)
+        return batch, self._fixed.behind(rows)
 
 
 def views_of(store: SequenceStore, config: Config, n_items: int) -> Views:

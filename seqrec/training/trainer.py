@@ -7,6 +7,7 @@ the same bytes as one that was not.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from seqrec.data.store import SequenceStore, epoch_order
 from seqrec.errors import Interrupted, UsageError
 from seqrec.evaluation.ranking import Evaluator
 from seqrec.methods.base import Method, Step
+from seqrec.training.captured import FixedSteps, Graphs
 from seqrec.training.interruption import Interruption
 from seqrec.training.journal import Journal
 from seqrec.training.model_file import write_model
@@ -65,7 +67,6 @@ class Trainer:
         self.item_counts = torch.from_numpy(
             np.bincount(split.train.values, minlength=split.n_items).astype(np.int64)
         )
-        self.generator = torch.Generator(device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         training = config.training
         self.optimizer = torch.optim.AdamW(
@@ -73,10 +74,12 @@ class Trainer:
             lr=training.lr,
             weight_decay=training.weight_decay,
             fused=True,
+            capturable=device.type != "cpu",
         )
         self.method.prepare(self.store)
         self.rows = self.method.rows(self.store)
         self.steps = math.ceil(self.rows / training.batch)
+        self.fixed = self._fixed_steps(device)
         self._saved_at = time.perf_counter()
 
     def run(self) -> Counters:
@@ -112,6 +115,8 @@ class Trainer:
             self.method.begin_epoch(self.store, counters.epoch, seed)
         prepared = time.perf_counter() - begun
         order = epoch_order(training.seed, counters.epoch, self.rows)
+        if self.fixed is not None:
+            self.fixed.begin(counters.epoch, counters.step_in_epoch, counters.step, order)
         self.progress.start(counters.epoch + 1, training.epochs, self.steps, counters.step_in_epoch)
         while counters.step_in_epoch < self.steps and not self._out_of_steps():
             start = counters.step_in_epoch * training.batch
@@ -131,16 +136,37 @@ class Trainer:
         if stop.requested and not counters.finished:
             raise Interrupted(self.directory)
 
+    @functools.cached_property
+    def generator(self) -> torch.Generator:
+        return torch.Generator(self.store.device)
+
+    def _fixed_steps(self, device: torch.device) -> FixedSteps | None:
+        """The steps that a graph can replay, where they are wanted and the method has them."""
+        capture = self.config.training.capture
+        if capture == "off" or (capture == "auto" and device.type != "cuda"):
+            return None
+        if reason := self.method.not_captured(self.config):
+            self.progress.line(f"seqrec: the step is no CUDA graph: {reason}")
+            return None
+        runner = Graphs(capture == "auto", lambda line: self.progress.line(f"seqrec: {line}"))
+        return FixedSteps(self.method, self.store, self.config, self._update, runner)
+
     def _step(self, rows: np.ndarray) -> None:
+        if self.fixed is not None:
+            self.fixed.step(len(rows))
+            return
         counters, training = self.counters, self.config.training
         self.generator.manual_seed(
             derive(training.seed, DROPOUT, counters.epoch, counters.step_in_epoch)
         )
         step = Step(counters.epoch, counters.step, self.generator)
-        loss = self.method.loss(self.method.batch(self.store, rows, step), step)
+        self._update(self.method.loss(self.method.batch(self.store, rows, step), step))
+
+    def _update(self, loss: Tensor) -> None:
+        """What follows the loss of a step; waits for nothing."""
         loss.backward()
-        if training.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.method.parameters(), training.clip_norm)
+        if self.config.training.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.training.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.loss_sum += loss.detach()

@@ -8,6 +8,7 @@ in every step.  On a machine without a GPU all tensors are on the CPU and none o
 Here it does.  `FAR` is a device of its own to torch (its PrivateUse1 backend), a :class:`Far`
 tensor wraps a CPU tensor that holds its numbers, and under a :class:`FarDevice` operators on them
 are computed by the CPU's.  Inside :meth:`FarDevice.region` each operator is written down with the
+shapes and the numbers it was called with, and what a capture would not allow is written down as a
 violation.  The operators of `seqrec_kernels` are opened: what they do inside is watched too.
 """
 

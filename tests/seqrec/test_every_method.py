@@ -27,6 +27,10 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS},
     "cl4srec-fenrec": ("cl4srec", FENREC),
     "duorec-fenrec": ("duorec", FENREC),
+    # the step that a graph would replay
+    "sasrec-fixed": ("sasrec", {"training.capture": "fixed"}),
+    "fenrec-fixed": ("fenrec", {"training.capture": "fixed"}),
+    "cl4srec-fixed": ("cl4srec", {"training.capture": "fixed"}),
 }
 #: what makes an epoch on a little log short; set where the method reads it
 SHORT = {"method.warmup_epochs": 1, "method.clusters": 4}
