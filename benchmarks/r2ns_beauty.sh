@@ -26,7 +26,7 @@ shared=(
 rows=(
   "rns sasrec-sampled negatives.sampler=uniform"
   "full-softmax sasrec"
-  "dns+ sasrec-sampled negatives.sampler=dns+ negatives.pool=100 negatives.top_m=10"
+  "dns+ sasrec-sampled negatives.sampler=dns+ negatives.top_m=10"
   "r2ns r2ns method.warmup_epochs=10 negatives.decay=0.15"
 )
 

@@ -162,16 +162,26 @@ class Config:
     def to_toml(self) -> str:
         """This configuration as TOML, every key of the method; empty tables are left out."""
         tables = []
+        read = self.read()
         for table in dataclasses.fields(self):
             values = {
-                name: value
-                for name, value in dataclasses.asdict(getattr(self, table.name)).items()
-                if _KEYS[f"{table.name}.{name}"].read_by(self.method.name, self.negatives.sampler)
+                one.name: read[f"{table.name}.{one.name}"]
+                for one in dataclasses.fields(getattr(self, table.name))
+                if f"{table.name}.{one.name}" in read
             }
             if values and (table.name != "preset" or self.preset.name):
                 lines = [f"{name} = {to_toml_value(value)}" for name, value in values.items()]
                 tables.append("\n".join([f"[{table.name}]", *lines]) + "\n")
         return "\n".join(tables)
+
+    def read(self) -> dict[str, Any]:
+        """Values by dotted key, without the keys that neither the method nor its sampler reads."""
+        return {
+            f"{table}.{name}": value
+            for table, values in dataclasses.asdict(self).items()
+            for name, value in values.items()
+            if _KEYS[f"{table}.{name}"].read_by(self.method.name, self.negatives.sampler)
+        }
 
     @classmethod
     def from_toml(cls, text: str, where: str) -> Config:

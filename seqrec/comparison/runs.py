@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import operator
 import os
@@ -61,11 +60,9 @@ class Finished:
     def settings(self) -> dict[str, Any]:
         """``{"encoder.dim": 64, ...}``: two runs that share these differ only in seed."""
         return {
-            f"{table}.{name}": value
-            for table, keys in dataclasses.asdict(self.config).items()
-            if table not in _TABLES_APART
-            for name, value in keys.items()
-            if f"{table}.{name}" not in _APART
+            name: value
+            for name, value in self.config.read().items()
+            if name.partition(".")[0] not in _TABLES_APART and name not in _APART
         }
 
     def judged_on(self) -> tuple[Any, ...]:
@@ -208,7 +205,7 @@ def _told_apart(rows: Sequence[Sequence[Finished]]) -> list[str]:
     settings = [row[0].settings() for row in rows]
     names = dict.fromkeys(name for one in settings for name in one)
     differing = [n for n in names if len({repr(one.get(n)) for one in settings}) > 1]
-    by_value = [" ".join(f"{n}={one.get(n)}" for n in differing) for one in settings]
+    by_value = [" ".join(f"{n}={one[n]}" for n in differing if n in one) for one in settings]
     places = [_place(row) for row in rows]
     for told in (presets, by_value if len(differing) <= 3 else [], places):
         if len(set(told)) == len(rows):

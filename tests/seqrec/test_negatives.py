@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -127,7 +129,7 @@ def question(seed: int = 0, epoch: int = 0, exclude: str = "history", times: int
     generator = torch.Generator().manual_seed(3)
     places = np.tile(PLACES, times)
     return Question(
-        torch.randn(len(places), 8, generator=generator),
+        torch.randn(len(PLACES), 8, generator=generator).repeat(times, 1),
         torch.randn(ITEMS, 8, generator=generator),
         STORE.values[torch.from_numpy(places)],
         Histories(STORE, ITEMS, exclude).rows(places),
@@ -245,3 +247,102 @@ def test_r2ns_narrows_by_its_settings_and_says_so() -> None:
     assert paper.facts(30) == {"top_m": 190}
     fixed = build_sampler(NegativesConfig(sampler="r2ns", decay=0.0, top_m=7), 30)
     assert fixed.facts(30) == fixed.facts(99) == {"top_m": 7}
+
+
+# The hard ones ------------------------------------------------------------------------------------
+
+
+def picked(made: Sampler, of: Question) -> list[Counter[int]]:
+    """How often each item was drawn for each target."""
+    found: list[Counter[int]] = [Counter() for _ in TARGETS]
+    for row, items in zip(itertools.cycle(found), made.draw(of).tolist(), strict=False):
+        row.update(items)
+    return found
+
+
+def ranked(of: Question, b: int, allowed: set[int]) -> list[int]:
+    """Allowed items of a row, best first."""
+    scores = (of.items @ of.queries[b]).tolist()
+    return sorted(allowed - {-1}, key=lambda item: -scores[item])
+
+
+def allowed(b: int) -> set[int]:
+    return set(range(ITEMS)) - met("history", TARGETS[b])
+
+
+def test_dns_draws_the_best_of_its_candidates() -> None:
+    """Four hundred draws from twelve items are all that is allowed, for all but 1e-14 of rows."""
+    asked = question(times=3)
+    for b, counts in enumerate(picked(sampler("dns", pool=400), asked)):
+        assert counts == {(ranked(asked, b, allowed(b)) or [-1])[0]: 3}
+
+
+def test_dns_plus_draws_uniformly_from_the_best_of_its_candidates() -> None:
+    asked = question(times=300)
+    drawn = picked(sampler("dns+", pool=400, top_m=3), asked)
+    for b, counts in enumerate(drawn):
+        best = ranked(asked, b, allowed(b))[:3]
+        assert set(counts) == set(best or [-1])
+        if len(best) == 3:
+            values = torch.tensor([counts[item] for item in best])
+            assert chi_square(values, torch.full((3,), 1 / 3, dtype=torch.float64)) < 4
+
+
+def test_few_candidates_are_those_of_the_uniform_sampler() -> None:
+    """DNS only ever chooses among what RNS would have drawn."""
+    asked = question(seed=5, times=30)
+    pool = sampler("uniform", count=4).draw(asked)
+    drawn = sampler("dns", pool=4).draw(asked)[:, 0]
+    scores = (asked.queries[:, None] * asked.items[pool.clamp(min=0)]).sum(2)
+    assert torch.equal(drawn, pool[torch.arange(len(pool)), scores.argmax(1)])
+
+
+@pytest.mark.parametrize("recall_by", ["max-index", "mean"])
+@pytest.mark.parametrize("form", ["corrected", "published"])
+def test_r2ns_recalls_by_the_mean_query_and_forgets_what_was_met(form: str, recall_by: str) -> None:
+    """Without a pool: of the globally best, the M best for the row; published, whatever was met."""
+    asked = question(times=40)
+    mean = asked.queries.mean(0)
+    by = asked.items @ mean if recall_by == "mean" else asked.items[:, mean.argmax()]
+    recalled = set(by.topk(5).indices.tolist())
+    made = sampler("r2ns", recall=5, pool=0, top_m=2, decay=0.0, form=form, recall_by=recall_by)
+    drawn = picked(made, asked)
+    for b, counts in enumerate(drawn):
+        left = recalled & allowed(b) if form == "corrected" else recalled
+        assert set(counts) == set(ranked(asked, b, left)[:2] or [-1])
+    if form == "published":
+        assert any(
+            int(positive) in counts
+            for positive, counts in zip(asked.positives, drawn, strict=False)
+        )
+
+
+def test_r2ns_draws_from_both_kinds_of_candidates() -> None:
+    asked = question(times=600)
+    mean = asked.queries.mean(0)
+    recalled = set(asked.items[:, mean.argmax()].topk(3).indices.tolist())
+    made = sampler("r2ns", recall=3, pool=4, top_m=7, decay=0.0)
+    for b, counts in enumerate(picked(made, asked)):
+        assert set(counts) == (allowed(b) or {-1})
+        # each recalled one is there in every row, another item in three of ten
+        if len(allowed(b)) > 8:
+            others = max(counts[item] for item in allowed(b) - recalled)
+            assert all(counts[item] > 1.5 * others for item in allowed(b) & recalled)
+
+
+def test_a_candidate_drawn_twice_counts_twice_as_published_only() -> None:
+    """One item is left: in every slot of the pool, and once among the recalled."""
+    asked = question(times=300)
+    b = next(b for b, target in enumerate(TARGETS) if len(allowed(b)) == 1)
+    (only,) = allowed(b)
+    shares = {}
+    for form in ("corrected", "published"):
+        made = sampler("r2ns", recall=ITEMS, pool=6, top_m=18, decay=0.0, form=form)
+        counts = picked(made, asked)[b]
+        shares[form] = counts.get(only, 0) / sum(counts.values())
+    assert shares["corrected"] == 1.0  # all others have been met
+    assert shares["published"] == pytest.approx(7 / 18, abs=0.05)  # of 12 + 6 slots
+
+
+def test_no_more_is_recalled_than_there_is() -> None:
+    assert sampler("r2ns", recall=500, pool=0).draw(question()).shape == (len(TARGETS), 1)
