@@ -61,14 +61,14 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
     m.def(
         "kmeans_step(Tensor points, Tensor centroids, Tensor half, Tensor moved, bool fresh, "
         "Tensor(a!) bounds, Tensor(b!) chosen, Tensor(c!) sums, Tensor(d!) sizes) -> ()");
-    // the encoder's; the gradients of an attention's rows have the strides of those rows
     m.def(
-        "attention_forward(Tensor queries, Tensor keys, Tensor values, Tensor offsets, int heads, "
-        "bool last, Tensor seed, int dropped, Tensor(a!) out, Tensor(b!) lse) -> ()");
+        "jagged_attention_forward(Tensor queries, Tensor keys, Tensor values, Tensor offsets, "
+        "int heads, bool causal, bool last, Tensor seed, int dropped, Tensor(a!) out, "
+        "Tensor(b!) lse) -> ()");
     m.def(
-        "attention_backward(Tensor grad, Tensor queries, Tensor keys, Tensor values, "
-        "Tensor offsets, int heads, bool last, Tensor seed, int dropped, Tensor lse, "
-        "Tensor(a!) d_queries, Tensor(b!) d_keys, Tensor(c!) d_values) -> ()");
+        "jagged_attention_backward(Tensor grad, Tensor queries, Tensor keys, Tensor values, "
+        "Tensor offsets, int heads, bool causal, bool last, Tensor seed, int dropped, Tensor lse, "
+        "Tensor(a!)? d_queries, Tensor(b!)? d_keys, Tensor(c!)? d_values) -> ()");
     m.def(
         "norm_forward(Tensor x, Tensor? h, Tensor? shift, Tensor weight, Tensor bias, float eps, "
         "bool after, Tensor seed, int dropped, Tensor(a!)? s, Tensor(b!) y, Tensor(c!) unit, "

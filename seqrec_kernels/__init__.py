@@ -18,6 +18,7 @@ from seqrec_kernels.ops.contrast import (
     hard_negative_info_nce,
     info_nce,
 )
+from seqrec_kernels.ops.jagged_attention import jagged_attention
 from seqrec_kernels.ops.max_index_recall import max_index_recall
 from seqrec_kernels.ops.rerank_negatives import rerank_negatives
 from seqrec_kernels.ops.sampled import bce_loss, bpr_loss, sampled_softmax_loss
@@ -37,6 +38,7 @@ __all__ = [
     "focal_info_nce",
     "hard_negative_info_nce",
     "info_nce",
+    "jagged_attention",
     "max_index_recall",
     "nn",
     "rank_metrics",

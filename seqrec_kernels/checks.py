@@ -293,22 +293,28 @@ def _raise_ids(name: str, ids: Tensor, low: int, high: int, empty: bool) -> None
         raise IndexError(f"{name}{place} is {value}; it must be in [{low}, {high}){also}")
 
 
+def _raise_offsets(name: str, offsets: Tensor, most: int, hold: str, longest: int = -1) -> None:
+    """IndexError for offsets of something that holds ``most``, of pieces of at most ``longest``."""
+    lengths = offsets.diff()
+    if int(offsets[0]) != 0 or bool((lengths < 0).any()):
+        raise IndexError(f"{name} must start at 0 and never fall")
+    if int(offsets[-1]) > most:
+        raise IndexError(f"{name} end at {int(offsets[-1])} but {hold} {most}")
+    if longest >= 0 and lengths.numel() and int(lengths.max()) > longest:
+        raise IndexError(f"{name} hold a length of {int(lengths.max())}, above {longest}")
+
+
 def _raise_seen(name: str, offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -> None:
     """IndexError for a CSR that points outside itself or the item table.
 
     All offsets and rows are read; of the ids those of the rows in use, so that a batch of a large
     data set costs what the batch holds.
     """
-    ends = offsets[1:]
-    if int(offsets[0]) != 0 or bool((ends < offsets[:-1]).any()):
-        raise IndexError(f"{name}.offsets must start at 0 and never fall")
-    if int(offsets[-1]) > ids.shape[0]:
-        end, held = int(offsets[-1]), ids.shape[0]
-        raise IndexError(f"{name}.offsets end at {end} but {name}.ids hold {held}")
+    _raise_offsets(f"{name}.offsets", offsets, ids.shape[0], f"{name}.ids hold")
     if rows is None:
         used = ids[: int(offsets[-1])]
     else:
-        _raise_ids(f"{name}.rows", rows, 0, ends.shape[0], empty=False)
+        _raise_ids(f"{name}.rows", rows, 0, offsets.shape[0] - 1, empty=False)
         used = ids[csr_places(offsets[rows], offsets[rows + 1] - offsets[rows])[1]]
     _raise_ids(f"{name}.ids", used, 0, items, empty=False)
 
@@ -338,6 +344,35 @@ def _checked_seen(
 @_checked_seen.register_fake
 def _(name: str, offsets: Tensor, ids: Tensor, rows: Tensor | None, items: int) -> Tensor:
     return torch.empty_like(ids)
+
+
+@torch.library.custom_op("seqrec_kernels::checked_offsets", mutates_args=())
+def _checked_offsets(name: str, offsets: Tensor, most: int, hold: str, longest: int) -> Tensor:
+    if not (offsets.is_cuda and torch.cuda.is_current_stream_capturing()):
+        _raise_offsets(name, offsets, most, hold, longest)
+    return offsets.clone()
+
+
+@_checked_offsets.register_fake
+def _(name: str, offsets: Tensor, most: int, hold: str, longest: int) -> Tensor:
+    return torch.empty_like(offsets)
+
+
+def offset_values(name: str, offsets: Tensor, most: int, hold: str, longest: int = -1) -> Tensor:
+    """``offsets``, after a look at their values where the host may have one.
+
+    Args:
+        most: how many rows there are, which ``hold`` says in the error: "keys have".
+        longest: what no length may be above; -1: anything may be.
+
+    Raises:
+        IndexError: they fall, do not start at 0, end behind ``most``, or a length is too long.
+    """
+    if _reads_values(offsets):
+        _raise_offsets(name, offsets, most, hold, longest)
+    elif _check_ids_everywhere and torch.compiler.is_compiling():
+        return _checked_offsets(name, offsets, most, hold, longest)
+    return offsets
 
 
 def id_values(name: str, ids: Tensor, low: int, high: int, empty: bool = True) -> Tensor:

@@ -25,6 +25,8 @@ from torch import Tensor
 
 STREAM_MIX = 1  # c0 = k, c1 = r: mix ratios of pairs
 STREAM_RERANK = 2  # c0 = row: the draw among re-ranked candidates
+STREAM_DROPOUT = 3  # c0 = row, c1 = column // 8: dropout of rows of numbers, by `sixteens`
+STREAM_ATTENTION = 4  # c0 = query row * heads + head, c1 = key row // 8: of attention weights
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -86,3 +88,12 @@ def bits(seed: int | Tensor, stream: int, count: int, device: torch.device | Non
     place = seed.device if isinstance(seed, Tensor) else device
     w0, w1, w2, w3 = words(seed, stream, torch.arange((count + 1) // 2, device=place))
     return torch.stack((w1 << 32 | w0, w3 << 32 | w2), 1).flatten()[:count]
+
+
+def sixteens(seed: int | Tensor, stream: int, c0: Tensor, c1: Tensor | int = 0) -> Tensor:
+    """Eight numbers of 16 bits a counter, int64 in [0, 2**16), as a further dimension.
+
+    Number ``n`` is half ``n % 2`` (0 the low one) of word ``n // 2``.
+    """
+    four = torch.stack(words(seed, stream, c0, c1), -1)
+    return torch.stack((four & 0xFFFF, four >> 16), -1).flatten(-2)

@@ -16,12 +16,6 @@ namespace encoder_avx2 {
 
 #include "vec_avx2.h"
 
-typedef uint64_t Wide __attribute__((vector_size(32)));
-static inline Wide low_product(Wide a, Wide b) {
-    return reinterpret_cast<Wide>(
-        _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
-}
-
 #include "encoder_body.h"
 
 }  // namespace encoder_avx2
@@ -29,8 +23,6 @@ static inline Wide low_product(Wide a, Wide b) {
 extern const EncoderKernels kEncoderAvx2;
 const EncoderKernels kEncoderAvx2 = {
     "avx2",
-    encoder_avx2::attend,
-    encoder_avx2::attend_backward,
     encoder_avx2::norm,
     encoder_avx2::norm_backward,
     encoder_avx2::residual,

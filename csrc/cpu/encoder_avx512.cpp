@@ -16,12 +16,6 @@ namespace encoder_avx512 {
 
 #include "vec_avx512.h"
 
-typedef uint64_t Wide __attribute__((vector_size(64)));
-static inline Wide low_product(Wide a, Wide b) {
-    return reinterpret_cast<Wide>(
-        _mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
-}
-
 #include "encoder_body.h"
 
 }  // namespace encoder_avx512
@@ -29,8 +23,6 @@ static inline Wide low_product(Wide a, Wide b) {
 extern const EncoderKernels kEncoderAvx512;
 const EncoderKernels kEncoderAvx512 = {
     "avx512",
-    encoder_avx512::attend,
-    encoder_avx512::attend_backward,
     encoder_avx512::norm,
     encoder_avx512::norm_backward,
     encoder_avx512::residual,

@@ -8,9 +8,6 @@ namespace encoder_portable {
 
 #include "vec_portable.h"
 
-typedef uint64_t Wide __attribute__((vector_size(16)));
-static inline Wide low_product(Wide a, Wide b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
-
 #include "encoder_body.h"
 
 }  // namespace encoder_portable
@@ -18,8 +15,6 @@ static inline Wide low_product(Wide a, Wide b) { return (a & 0xFFFFFFFFu) * (b &
 extern const EncoderKernels kEncoderPortable;
 const EncoderKernels kEncoderPortable = {
     "portable",
-    encoder_portable::attend,
-    encoder_portable::attend_backward,
     encoder_portable::norm,
     encoder_portable::norm_backward,
     encoder_portable::residual,

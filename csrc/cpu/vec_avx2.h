@@ -93,3 +93,29 @@ static inline uint64_t greater_bits(Vec a, Vec b) {
 static inline Vec load_float16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
+
+// Up to `count` < width numbers; the others are zero, and are not written.
+static inline __m256i first_lanes(int64_t count) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane);
+}
+static inline Vec load_first(const float* p, int64_t count) {
+    return {_mm256_maskload_ps(p, first_lanes(count))};
+}
+static inline void store_first(float* p, int64_t count, Vec a) {
+    _mm256_maskstore_ps(p, first_lanes(count), a.v);
+}
+
+// 64-bit integers; the product is that of their low halves.
+typedef uint64_t Wide __attribute__((vector_size(32)));
+static inline Wide low_product(Wide a, Wide b) {
+    return reinterpret_cast<Wide>(
+        _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+// a0 b0 a1 b1 and so on, in two parts.
+static inline void interleave(Wide a, Wide b, Wide& low, Wide& high) {
+    const __m256i x = reinterpret_cast<__m256i>(a), y = reinterpret_cast<__m256i>(b);
+    const __m256i even = _mm256_unpacklo_epi64(x, y), odd = _mm256_unpackhi_epi64(x, y);
+    low = reinterpret_cast<Wide>(_mm256_permute2x128_si256(even, odd, 0x20));
+    high = reinterpret_cast<Wide>(_mm256_permute2x128_si256(even, odd, 0x31));
+}

@@ -111,3 +111,29 @@ static inline uint64_t greater_bits(Vec a, Vec b) {
 static inline Vec load_float16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+
+// Up to `count` < width numbers; the others are zero, and are not written.
+static inline __mmask16 first_lanes(int64_t count) {
+    return static_cast<__mmask16>((1u << count) - 1);
+}
+static inline Vec load_first(const float* p, int64_t count) {
+    return {_mm512_maskz_loadu_ps(first_lanes(count), p)};
+}
+static inline void store_first(float* p, int64_t count, Vec a) {
+    _mm512_mask_storeu_ps(p, first_lanes(count), a.v);
+}
+
+// 64-bit integers; the product is that of their low halves.
+typedef uint64_t Wide __attribute__((vector_size(64)));
+static inline Wide low_product(Wide a, Wide b) {
+    return reinterpret_cast<Wide>(
+        _mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
+// a0 b0 a1 b1 and so on, in two parts.
+static inline void interleave(Wide a, Wide b, Wide& low, Wide& high) {
+    const __m512i first = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    const __m512i second = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+    const __m512i x = reinterpret_cast<__m512i>(a), y = reinterpret_cast<__m512i>(b);
+    low = reinterpret_cast<Wide>(_mm512_permutex2var_epi64(x, first, y));
+    high = reinterpret_cast<Wide>(_mm512_permutex2var_epi64(x, second, y));
+}

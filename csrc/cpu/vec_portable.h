@@ -109,3 +109,22 @@ static inline Vec load_float16(const uint16_t* p) {
     return {Floats{float16_to_float(p[0]), float16_to_float(p[1]), float16_to_float(p[2]),
                    float16_to_float(p[3])}};
 }
+
+// Up to `count` < width numbers; the others are zero, and are not written.
+static inline Vec load_first(const float* p, int64_t count) {
+    Vec a = all(0.0f);
+    for (int64_t i = 0; i < count; ++i) a.v[i] = p[i];
+    return a;
+}
+static inline void store_first(float* p, int64_t count, Vec a) {
+    for (int64_t i = 0; i < count; ++i) p[i] = a.v[i];
+}
+
+// 64-bit integers; the product is that of their low halves.
+typedef uint64_t Wide __attribute__((vector_size(16)));
+static inline Wide low_product(Wide a, Wide b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
+// a0 b0 a1 b1, in two parts.
+static inline void interleave(Wide a, Wide b, Wide& low, Wide& high) {
+    low = Wide{a[0], b[0]};
+    high = Wide{a[1], b[1]};
+}

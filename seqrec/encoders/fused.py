@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from seqrec.draws import Randomness, seed
-from seqrec_kernels import native
+from seqrec_kernels import jagged_attention, native
 
 
 def runs(x: Tensor, heads: int = 1) -> bool:
@@ -44,8 +44,9 @@ def self_attention(
         p: probability with which an attention weight is dropped, rounded to a multiple of 2^-16.
         generator: seeds the draws; None: nothing is dropped.
     """
-    found: Tensor = _Attention.apply(None, qkv, offsets, heads, *_draws(p, generator))
-    return found
+    key, _ = _draws(p, generator)
+    rate = 0.0 if generator is None else p
+    return jagged_attention(qkv, None, None, offsets, heads=heads, dropout=rate, seed=key)
 
 
 def last_attention(
@@ -60,8 +61,11 @@ def last_attention(
 
     Arguments as in :func:`self_attention`.
     """
-    found: Tensor = _Attention.apply(queries, pairs, offsets, heads, *_draws(p, generator))
-    return found
+    key, _ = _draws(p, generator)
+    rate = 0.0 if generator is None else p
+    return jagged_attention(
+        queries, pairs, None, offsets, heads=heads, last=True, dropout=rate, seed=key
+    )
 
 
 def embed(
@@ -131,62 +135,6 @@ def _draws(p: float, generator: Randomness | None) -> tuple[Tensor, int]:
     if generator is None:
         return torch.zeros((), dtype=torch.int64), 0
     return seed(generator), min(round(p * 65536), 65535)
-
-
-class _Attention(torch.autograd.Function):
-    """`packed` is [queries, keys, values] side by side, or without queries where they are given."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor | None,
-        packed: Tensor,
-        offsets: Tensor,
-        heads: int,
-        seed: Tensor,
-        dropped: int,
-    ) -> Tensor:
-        last = queries is not None
-        packed = packed.contiguous()
-        if queries is not None:
-            queries = queries.contiguous()
-        q, k, v = _parts(queries, packed)
-        out = packed.new_empty(q.shape)
-        lse = packed.new_empty(q.shape[0], heads)
-        torch.ops.seqrec_native.attention_forward(
-            q, k, v, offsets, heads, last, seed, dropped, out, lse
-        )
-        ctx.save_for_backward(queries, packed, offsets, seed, lse)
-        ctx.heads, ctx.dropped = heads, dropped
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        queries, packed, offsets, seed, lse = ctx.saved_tensors
-        last = queries is not None
-        d_queries = None if queries is None else torch.empty_like(queries)
-        d_packed = torch.empty_like(packed)
-        torch.ops.seqrec_native.attention_backward(
-            grad.contiguous(),
-            *_parts(queries, packed),
-            offsets,
-            ctx.heads,
-            last,
-            seed,
-            ctx.dropped,
-            lse,
-            *_parts(d_queries, d_packed),
-        )
-        return d_queries, d_packed, None, None, None, None
-
-
-def _parts(queries: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if queries is None:
-        q, k, v = packed.chunk(3, 1)
-        return q, k, v
-    k, v = packed.chunk(2, 1)
-    return queries, k, v
 
 
 class _Embedding(torch.autograd.Function):

@@ -1,14 +1,15 @@
-"""How a loss is registered with torch: operators, autograd and the plain eager call.
+"""How an operator is registered with torch: schema, autograd and the plain eager call.
 
-A loss family describes a call by a ``NamedTuple``, its *problem*: the tensors first, then numbers
-and words. An implementation of the family is a module that offers
+A family describes a call by a ``NamedTuple``, its *problem*: the tensors first, then numbers and
+words. An implementation of the family is a module that offers
 
-    forward(problem, needs) -> (loss, saved)
+    forward(problem, needs) -> (output, saved)
     backward(grad, problem, saved, needs) -> the gradients wanted, each in its input's dtype
     saved_shapes(problem, needs) -> shapes of what ``forward`` saves, all float32
 
 where ``needs`` says which of the differentiable tensors want a gradient. It is part of the call
-because a mean or sum loss may form its gradients in the forward.
+because a mean or sum loss may form its gradients in the forward. The output is a loss, or what the
+family says it is; then the backward may get it back as the first of ``saved``.
 
 There are two ways in, with one ``_setup`` and one ``_backward`` behind both: the autograd function
 ``_Direct`` for plain eager calls, and the operators ``seqrec_kernels::NAME`` and
@@ -18,7 +19,7 @@ dispatch modes, tensor subclasses). Nothing here knows a family or an implementa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType, NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from seqrec_kernels import checks
 
-__all__ = ["RegisteredLoss", "schema"]
+__all__ = ["Registered", "RegisteredLoss", "schema"]
 
 _SCHEMA = {Tensor: "Tensor", int: "SymInt", float: "float", bool: "bool", str: "str"}
 
@@ -46,14 +47,16 @@ def _kind(annotation: Any) -> str:
     return _SCHEMA[annotation]
 
 
-class RegisteredLoss:
-    """A loss that is differentiable once, over the implementations of its family.
+class Registered:
+    """An operator that is differentiable once, over the implementations of its family.
 
     Args:
         name: of the operator, ``seqrec_kernels::name``.
-        problem: the family's NamedTuple; its first tensor has one row for each loss.
+        problem: the family's NamedTuple.
         wanted: the names of the tensors that may want a gradient.
         implementations: name -> module.
+        output: an unwritten tensor like the output of a problem.
+        keeps_output: whether the backward needs the output.
     """
 
     def __init__(
@@ -62,9 +65,13 @@ class RegisteredLoss:
         problem: type[Any],
         wanted: Sequence[str],
         implementations: Mapping[str, ModuleType],
+        output: Callable[[Any], Tensor],
+        keeps_output: bool = False,
     ) -> None:
         self.name = name
         self.implementations = implementations
+        self._output = output
+        self._first_saved = 0 if keeps_output else 1
         self._problem = problem
         fields: tuple[str, ...] = problem._fields
         arguments = schema(problem)
@@ -88,7 +95,7 @@ class RegisteredLoss:
         self._backward_operator.register_fake(self._backward_fake)
 
     def __call__(self, problem: Any, implementation: str) -> Tensor:
-        """The loss of ``problem``."""
+        """The output of ``problem``."""
         tensors = problem[: self._tensors]
         checks.plain_backward_only(self.name, *tensors)
         recording = torch.is_grad_enabled()
@@ -107,18 +114,18 @@ class RegisteredLoss:
     def _forward(self, *arguments: Any) -> list[Tensor]:
         *fields, needs, implementation = arguments
         with checks.no_autocast(fields[0].device.type):
-            loss, saved = self.implementations[implementation].forward(
+            output, saved = self.implementations[implementation].forward(
                 self._problem(*fields), needs
             )
-        return [loss, *saved]
+        return [output, *saved]
 
     def _forward_fake(self, *arguments: Any) -> list[Tensor]:
         *fields, needs, implementation = arguments
         problem = self._problem(*fields)
         saved = self.implementations[implementation].saved_shapes(problem, needs)
         rows = fields[0]
-        loss = tuple(rows.shape[:1]) if problem.reduction == "none" else ()
-        return [rows.new_empty(shape, dtype=torch.float32) for shape in [loss, *saved]]
+        kept = [rows.new_empty(shape, dtype=torch.float32) for shape in saved]
+        return [self._output(problem), *kept]
 
     def _gradients(self, grad: Tensor, *arguments: Any) -> list[Tensor]:
         *fields, saved, needs, implementation = arguments
@@ -136,7 +143,7 @@ class RegisteredLoss:
 
     def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
         *fields, ctx.needs, ctx.implementation = inputs
-        ctx.save_for_backward(*fields[: self._tensors], *output[1:])
+        ctx.save_for_backward(*fields[: self._tensors], *output[self._first_saved :])
         ctx.numbers = fields[self._tensors :]
         ctx.set_materialize_grads(False)
 
@@ -168,22 +175,43 @@ class RegisteredLoss:
         return self._backward(ctx, grads[0])
 
 
+class RegisteredLoss(Registered):
+    """A loss: float32, of a ``problem`` whose first tensor has a row for each, and which reduces.
+
+    Args as of ``Registered``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        problem: type[Any],
+        wanted: Sequence[str],
+        implementations: Mapping[str, ModuleType],
+    ) -> None:
+        super().__init__(name, problem, wanted, implementations, _loss)
+
+
+def _loss(problem: Any) -> Tensor:
+    rows: Tensor = problem[0]
+    shape = rows.shape[:1] if problem.reduction == "none" else ()
+    return rows.new_empty(shape, dtype=torch.float32)
+
+
 class _Direct(torch.autograd.Function):
-    """The plain eager call: the registered loss, then its operator's arguments."""
+    """The plain eager call: the registered operator, then its arguments."""
 
+    # not in the form with `setup_context`, for which torch inspects a signature every time
     @staticmethod
-    def forward(loss: RegisteredLoss, *arguments: Any) -> tuple[Tensor, ...]:
-        return tuple(loss._forward(*arguments))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.loss = inputs[0]
-        ctx.loss._setup(ctx, inputs[1:], output)
+    def forward(ctx: Any, operator: Registered, *arguments: Any) -> tuple[Tensor, ...]:
+        output = tuple(operator._forward(*arguments))
+        ctx.operator = operator
+        operator._setup(ctx, arguments, output)
         ctx.mark_non_differentiable(*output[1:])
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None, *ctx.loss._backward(ctx, grads[0]))
+        return (None, *ctx.operator._backward(ctx, grads[0]))
 
 
 class _FirstOrderOnly(torch.autograd.Function):
@@ -198,5 +226,5 @@ class _FirstOrderOnly(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(
             f"{ctx.name} has no second derivative here; "
-            'compute the loss under seqrec_kernels.backend("reference"), which has'
+            'compute it under seqrec_kernels.backend("reference"), which has'
         )

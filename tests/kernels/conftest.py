@@ -16,6 +16,7 @@ from seqrec_kernels.ops.catalog_rank import blocked as rank
 from seqrec_kernels.ops.catalog_topk import blocked as topk
 from seqrec_kernels.ops.contrast import ascend
 from seqrec_kernels.ops.contrast import blocked as contrast
+from seqrec_kernels.ops.jagged_attention import blocked as attention
 from seqrec_kernels.ops.max_index_recall import blocked as recall
 from seqrec_kernels.ops.rerank_negatives import blocked as rerank
 from seqrec_kernels.ops.sampled import blocked as sampled
@@ -23,7 +24,10 @@ from seqrec_kernels.ops.sampled import blocked as sampled
 # bytes for the compiled loss: one row block at a time, several at a time, too little for one pass
 WORKSPACES = {"blocks": 2**18, "whole": 2**23, "recompute": 2**10}
 
-TORCH = ("test_catalog_", "test_contrast", "test_sampled", "test_max_index", "test_rerank")
+TORCH = (
+    "test_catalog_", "test_contrast", "test_jagged_attention", "test_sampled", "test_max_index",
+    "test_rerank",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +105,7 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(recall, "WIDTH", 7)
     monkeypatch.setattr(rerank, "FLOATS", 1)
     monkeypatch.setattr(rerank, "WIDTH", 64)
+    monkeypatch.setattr(attention, "TILES", attention.Tiles(floats=40, draws=2))
     monkeypatch.setattr(sampled, "TILES", sampled.Tiles(floats=1, most_rows=3))
     return None
 

@@ -170,13 +170,8 @@ def unit(x: Tensor) -> Tensor:
     return torch.where(norm == 0, 0, x / torch.where(norm == 0, 1, norm))
 
 
-def philox(seed: int, c0: int, c1: int, stream: int) -> float:
-    """The contract's uniform number."""
-    return (philox_word(seed, c0, c1, stream) >> 8) * 2.0**-24
-
-
-def philox_word(seed: int, c0: int, c1: int, stream: int) -> int:
-    """The first word of Philox4x32-10, in Python's integers."""
+def philox_words(seed: int, c0: int, c1: int, stream: int) -> list[int]:
+    """The four words of a counter, by Philox4x32-10 in Python's integers."""
     key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
     word = [c0, c1, 0, stream]
     for _ in range(10):
@@ -186,7 +181,17 @@ def philox_word(seed: int, c0: int, c1: int, stream: int) -> int:
             one >> 32 ^ word[3] ^ key[1], one & 0xFFFFFFFF,
         ]  # fmt: skip
         key = [key[0] + 0x9E3779B9 & 0xFFFFFFFF, key[1] + 0xBB67AE85 & 0xFFFFFFFF]
-    return word[0]
+    return word
+
+
+def philox_word(seed: int, c0: int, c1: int, stream: int) -> int:
+    """The first word."""
+    return philox_words(seed, c0, c1, stream)[0]
+
+
+def philox(seed: int, c0: int, c1: int, stream: int) -> float:
+    """The contract's uniform number."""
+    return (philox_word(seed, c0, c1, stream) >> 8) * 2.0**-24
 
 
 def rank(

@@ -14,8 +14,8 @@ from seqrec_kernels import SeenItems
 PUBLIC = {
     "Rank", "SeenItems", "TopK", "ascend_noise", "backend", "bce_loss", "bpr_loss",
     "catalog_cross_entropy", "catalog_rank", "catalog_topk", "focal_info_nce",
-    "hard_negative_info_nce", "info_nce", "max_index_recall", "nn", "rank_metrics",
-    "rerank_negatives", "sampled_softmax_loss",
+    "hard_negative_info_nce", "info_nce", "jagged_attention", "max_index_recall", "nn",
+    "rank_metrics", "rerank_negatives", "sampled_softmax_loss",
 }  # fmt: skip
 
 
@@ -69,6 +69,10 @@ def test_the_signatures_of_the_contract() -> None:
         "*first_item=0, *seed=0"
     )
     assert signature(seqrec_kernels.rank_metrics) == "rank, ks=(5, 10, 20), ties='mean'"
+    assert signature(seqrec_kernels.jagged_attention) == (
+        "queries, keys, values, offsets, *heads=1, *causal=True, *last=False, *dropout=0.0, "
+        "*seed=0, *max_length=None"
+    )
     assert signature(seqrec_kernels.SeenItems) == "offsets, ids, rows=None"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import pytest
@@ -10,19 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.encoders import fused
-from seqrec_kernels import native, philox
+from seqrec_kernels import jagged_attention, native, philox
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
 STREAM_DROPOUT = 3
-BATCHES = {
-    "one token": [1],
-    "ragged": [3, 1, 18, 5, 4, 64, 7, 2, 33, 16, 17, 1],
-    "all one": [1] * 70,
-    "empty ones too": [0, 5, 0, 0, 9, 0],
-    "long": [200, 3],
-    "none": [],
-}
 
 
 @pytest.fixture(params=native.versions() if native.missing() is None else [])
@@ -39,11 +30,9 @@ def factors(rows: int, columns: int, p: float, source: torch.Generator) -> Tenso
     """[rows, columns] of 0 and 1 / (share kept), by the words of Philox."""
     seed, dropped = fused._draws(p, source)
     c = torch.arange(columns)
-    words = torch.stack(
-        philox.words(seed, STREAM_DROPOUT, torch.arange(rows)[:, None], c // 64 * 8 + c % 8)
-    )
-    word = words.gather(0, (c // 8 % 4).expand(1, rows, columns))[0]
-    bits = (word >> (16 * (c // 32 % 2))) & 0xFFFF
+    words = torch.stack(philox.words(seed, STREAM_DROPOUT, torch.arange(rows)[:, None], c // 8))
+    word = words.gather(0, (c // 2 % 4).expand(1, rows, columns))[0]
+    bits = (word >> (16 * (c % 2))) & 0xFFFF
     return (bits >= dropped).double() * (65536 / (65536 - dropped))
 
 
@@ -51,66 +40,25 @@ def offsets_of(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
-def dense_attention(
-    q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int, last: bool, kept: Tensor
-) -> Tensor:
-    """Row by row in float64; `kept` [queries * heads, longest]."""
-    out = []
-    starts = offsets_of(lengths).tolist()
-    for b, length in enumerate(lengths):
-        mine = slice(starts[b], starts[b] + length)
-        ends = [length] if last else range(1, length + 1)
-        for i, end in enumerate(ends):
-            row = b if last else starts[b] + i
-            parts = []
-            for h, query in enumerate(q[row].chunk(heads)):
-                keys = k[mine].chunk(heads, 1)[h][:end]
-                values = v[mine].chunk(heads, 1)[h][:end]
-                weights = (keys @ query / math.sqrt(len(query))).softmax(0)
-                parts.append((weights * kept[row * heads + h, :end]) @ values)
-            out.append(torch.cat(parts))
-    return torch.stack(out) if out else q[:0]
-
-
 def assert_close(mine: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(mine.double(), wanted.double(), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
-@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
-def test_self_attention(lengths: list[int], p: float, version: str) -> None:
-    for heads, size in ((2, 32), (1, 16), (3, 48)):
-        n, dim = sum(lengths), heads * size
-        qkv = torch.randn(n, 3 * dim, generator=generator(1)).requires_grad_()
-        found = fused.self_attention(qkv, offsets_of(lengths), heads, p, generator())
-        kept = factors(n * heads, max(lengths, default=0), p, generator())
-        q, k, v = qkv.double().chunk(3, 1)
-        wanted = dense_attention(q, k, v, lengths, heads, False, kept)
-        assert_close(found, wanted)
-        grad = torch.randn(n, dim, generator=generator(2))
-        (mine,) = torch.autograd.grad(found, qkv, grad)
-        if n:
-            assert_close(mine, *torch.autograd.grad(wanted, qkv, grad.double()))
-
-
-@pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
-@pytest.mark.parametrize("lengths", [x for x in BATCHES.values() if 0 not in x])
-def test_last_attention(lengths: list[int], p: float, version: str) -> None:
-    for heads, size in ((2, 32), (1, 16), (3, 48)):
-        n, rows, dim = sum(lengths), len(lengths), heads * size
-        queries = torch.randn(rows, dim, generator=generator(3)).requires_grad_()
-        pairs = torch.randn(n, 2 * dim, generator=generator(1)).requires_grad_()
-        found = fused.last_attention(queries, pairs, offsets_of(lengths), heads, p, generator())
-        kept = factors(rows * heads, max(lengths, default=0), p, generator())
-        k, v = pairs.double().chunk(2, 1)
-        wanted = dense_attention(queries.double(), k, v, lengths, heads, True, kept)
-        assert_close(found, wanted)
-        grad = torch.randn(rows, dim, generator=generator(2))
-        mine = torch.autograd.grad(found, [queries, pairs], grad)
-        if n:
-            expected = torch.autograd.grad(wanted, [queries, pairs], grad.double())
-            for one, other in zip(mine, expected, strict=True):
-                assert_close(one, other)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_attention_is_the_operator_with_a_seed_of_the_generator(p: float) -> None:
+    offsets = offsets_of([3, 1, 18, 5])
+    qkv = torch.randn(27, 192, generator=generator(1))
+    seed, _ = fused._draws(p, generator())
+    wanted = jagged_attention(qkv, None, None, offsets, heads=2, dropout=p, seed=seed)
+    assert torch.equal(fused.self_attention(qkv, offsets, 2, p, generator()), wanted)
+    plain = jagged_attention(qkv, None, None, offsets, heads=2)
+    assert torch.equal(fused.self_attention(qkv, offsets, 2, p, None), plain)
+    assert torch.equal(plain, wanted) == (p == 0)
+    queries, pairs = qkv[:4, :64], qkv[:, 64:]
+    wanted = jagged_attention(
+        queries, pairs, None, offsets, heads=2, last=True, dropout=p, seed=seed
+    )
+    assert torch.equal(fused.last_attention(queries, pairs, offsets, 2, p, generator()), wanted)
 
 
 RATES = pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
@@ -235,22 +183,6 @@ def test_gelu_far_out(version: str) -> None:
     assert_close(slope, torch.tensor([[0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0] * 2]))
 
 
-def test_extreme_scores_stay_finite(version: str) -> None:
-    """A weight whose score is far below the row's largest is 0, forward and backward."""
-    qkv = torch.zeros(40, 48)
-    qkv[:, 0], qkv[::3, 16], qkv[1::3, 16] = 20.0, 20.0, -20.0  # scores of 100, 0 and -100
-    qkv[:, 32:] = torch.randn(40, 16, generator=generator(1))
-    qkv.requires_grad_()
-    found = fused.self_attention(qkv, offsets_of([40]), 1, 0.0, None)
-    wanted = dense_attention(*qkv.double().chunk(3, 1), [40], 1, False, torch.ones(40, 40))
-    assert_close(found, wanted)
-    (mine,) = torch.autograd.grad(found.square().sum(), qkv)
-    (expected,) = torch.autograd.grad(wanted.square().sum(), qkv)
-    # weights carry the rounding of a score of 100, and each of it times a key of 20
-    rounding = 100 * 2.0**-24 * 20 * float(wanted.detach().abs().max()) ** 2
-    torch.testing.assert_close(mine.double(), expected.double(), rtol=2e-5, atol=rounding)
-
-
 def test_the_number_of_threads_changes_no_bit() -> None:
     lengths = torch.randint(1, 40, (300,), generator=generator(4)).tolist()
     n = sum(lengths)
@@ -283,21 +215,14 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 
 def test_strided_inputs_and_expanded_gradients() -> None:
-    lengths = [3, 5]
-    wide = torch.randn(96, 8, generator=generator(1))
-    qkv = wide.t().requires_grad_()
-    found = fused.self_attention(qkv, offsets_of(lengths), 2, 0.0, None)
-    dense = fused.self_attention(qkv.contiguous(), offsets_of(lengths), 2, 0.0, None)
-    assert torch.equal(found, dense)
-    (grad,) = torch.autograd.grad(found.sum(), qkv)
-    (other,) = torch.autograd.grad(dense, qkv, torch.ones(8, 32))
-    assert torch.equal(grad, other)
     norm = nn.LayerNorm(8 * 2)
-    x, h = wide[:16, :].t(), wide[16:32, :].t()
-    assert torch.equal(
-        fused.residual_norm(x, h, norm.bias, norm, 0.0, None),
-        fused.residual_norm(x.contiguous(), h.contiguous(), norm.bias, norm, 0.0, None),
-    )
+    x, h = torch.randn(32, 8, generator=generator(1)).t().requires_grad_().chunk(2, 1)
+    found = fused.residual_norm(x, h, norm.bias, norm, 0.0, None)
+    dense = fused.residual_norm(x.contiguous(), h.contiguous(), norm.bias, norm, 0.0, None)
+    assert torch.equal(found, dense)
+    grads = torch.autograd.grad(found.sum(), [x, h])
+    others = torch.autograd.grad(dense, [x, h], torch.ones(8, 16))
+    assert all(torch.equal(a, b) for a, b in zip(grads, others, strict=True))
 
 
 def test_where_it_runs() -> None:
@@ -316,11 +241,12 @@ def test_where_it_runs() -> None:
 def test_no_version_falls_back_to_the_portable_kernels() -> None:
     """They are found by the version's name: one that none of theirs begins would run the portable
     ones, correctly and slowly."""
-    qkv = torch.randn(40, 96, generator=generator(1))
+    x, h = torch.randn(2, 40, 96, generator=generator(1)).unbind()
+    norm = nn.LayerNorm(96)
     bits = {}
     for name in native.versions():
         with native.version(name):
-            bits[name] = fused.self_attention(qkv, offsets_of([40]), 2, 0.0, None)
+            bits[name] = fused.residual_norm(x, h, norm, 0.0, None)
     # one that multiplies, rounds and adds against those that round once
     portable = bits.pop("portable")
     assert not any(torch.equal(portable, found) for found in bits.values())
@@ -332,8 +258,6 @@ def test_a_second_derivative_is_refused() -> None:
     qkv = torch.randn(8, 96, generator=generator(1)).requires_grad_()
     norm = nn.LayerNorm(96)
     for found in (
-        fused.self_attention(qkv, offsets_of([8]), 2, 0.0, None),
-        fused.last_attention(qkv[:1, :32], qkv[:, 32:], offsets_of([8]), 2, 0.0, None),
         fused.residual_norm(qkv, qkv, qkv[0], norm, 0.0, None),
         fused.residual(qkv, qkv, qkv[0], 0.5, generator()).sin(),
         fused.embed(qkv, torch.arange(8), qkv, torch.arange(8), 1.0, 0.0, None),
