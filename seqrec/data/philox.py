@@ -19,6 +19,7 @@ STREAM_SPLIT = 20  # c0 = user
 STREAM_SEQUENCES, STREAM_ITEMS = 21, 22  # of augmented views: c0 = sequence or item, c1 = view
 STREAM_POSITIVES = 23  # c0 = row, c1 = epoch
 STREAM_NEGATIVES = 24  # c0 = row of a batch, c1 = draw / 4
+STREAM_POSITIVE_MIX = 26  # c0 = row of a batch
 STREAM_DRAWS = 25  # of a captured step: c0 = place in what is drawn
 
 _A_TURN = 1 << 16

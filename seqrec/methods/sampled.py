@@ -76,18 +76,17 @@ class SampledMethod(NextItem):
 
     def loss(self, batch: Batch, step: Step | FixedStep) -> Tensor:
         assert isinstance(step, Step)
-        queries, table = self.encoded(batch.inputs, step), self.encoder.table
+        queries, items = self.encoded(batch.inputs, step), self.encoder.table
         sampler = self._sampler(step.epoch)
-        negatives = sampler.draw(
-            Question(
-                queries.detach(),
-                table.detach(),
-                batch.targets,
-                batch.rows,
-                step.epoch,
-                derive(self.seed, NEGATIVES, step.epoch, step.step),
-            )
+        question = Question(
+            queries.detach(),
+            items.detach(),
+            batch.targets,
+            batch.rows,
+            step.epoch,
+            derive(self.seed, NEGATIVES, step.epoch, step.step),
         )
+        table, negatives = sampler.classes(items, question, sampler.draw(question))
         if self.settings.loss == "bce":
             return bce_loss(queries, table, batch.targets, negatives, beta=self.beta)
         if self.settings.loss == "bpr":

@@ -19,6 +19,8 @@ _REGISTRY = {
     "popularity": "seqrec.negatives.popularity:Popularity",
     "dns": "seqrec.negatives.dns:DNS",
     "dns+": "seqrec.negatives.dns:DNS",
+    "mixgcf": "seqrec.negatives.mixgcf:MixGCF",
+    "mixgcf+": "seqrec.negatives.mixgcf:MixGCF",
     "r2ns": "seqrec.negatives.r2ns:R2NS",
 }
 

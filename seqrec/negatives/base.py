@@ -58,6 +58,19 @@ class Sampler(nn.Module, ABC):
         No row is among what :meth:`Histories.rows` calls seen, unless the sampler says otherwise.
         """
 
+    def classes(self, items: Tensor, question: Question, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The table and the ids that the loss takes for what was drawn.
+
+        They are the items' table and the drawn ids themselves, unless overridden: a sampler whose
+        negatives are no items appends a row of its own for each.
+
+        Args:
+            items: [R, D], with a gradient.
+            question: what was answered.
+            drawn: int64 [M, `count`].
+        """
+        return items, drawn
+
     def log_q(self) -> Tensor | None:
         """float32 [R], the log of each row's chance, or None: all alike, or it is not known."""
         return None

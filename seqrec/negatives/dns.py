@@ -24,7 +24,7 @@ class DNS(Sampler):
 
     def __init__(self, settings: NegativesConfig, warmup_epochs: int = 0) -> None:
         super().__init__(settings, warmup_epochs)
-        self.top_m = settings.top_m if settings.sampler == "dns+" else 1
+        self.top_m = settings.top_m if settings.sampler.endswith("+") else 1
 
     def prepare(self, histories: Histories) -> None:
         self._unseen = Unseen(histories)

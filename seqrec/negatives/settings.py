@@ -14,7 +14,8 @@ from seqrec.keys import above, at_least, one_of
 from seqrec.negatives import SAMPLERS
 
 _SAMPLED = ("sasrec-sampled", "r2ns")
-_RANKED = ("dns", "dns+", "r2ns")
+_NARROWED = ("dns+", "mixgcf+", "r2ns")
+_RANKED = ("dns", "mixgcf", *_NARROWED)
 _R2NS = ("r2ns",)
 
 _key = partial(keys.key, methods=_SAMPLED)
@@ -42,7 +43,7 @@ class NegativesConfig:
         5,
         help="a negative is one of this many best candidates; for r2ns when the curriculum is over",
         rule=at_least(1),
-        samplers=("dns+", "r2ns"),
+        samplers=_NARROWED,
     )
     recall: int = _key(
         100,

@@ -161,7 +161,7 @@ def test_draws_follow_the_seed_alone(name: str) -> None:
     drawn = one.draw(question(1, times=9))
     assert torch.equal(drawn, one.draw(question(1, times=9)))
     assert torch.equal(drawn, sampler(name, count=2).draw(question(1, times=9)))
-    if name != "dns":  # the best of a hundred from twelve is always the same
+    if name not in ("dns", "mixgcf"):  # the best of a hundred from twelve is always the same
         assert not torch.equal(drawn, one.draw(question(2, times=9)))
         assert not torch.equal(drawn[:, 0], drawn[:, 1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from seqrec.errors import UsageError
 from seqrec.methods import build
 from seqrec.methods.base import Step
 from seqrec.methods.sampled import SampledMethod, calibrated
+from seqrec.negatives import build_sampler
 from seqrec.negatives.base import Question
 from seqrec.training.journal import read_journal
-from seqrec_kernels import SeenItems, rerank_negatives
+from seqrec_kernels import SeenItems, philox, rerank_negatives
 
 ITEMS = 40
 ROWS = [np.random.default_rng(n).integers(0, ITEMS, n).tolist() for n in (5, 9, 1, 12, 3, 7)]
@@ -105,6 +107,39 @@ def test_the_loss_is_that_of_the_queries_and_the_negatives_by_hand(
     assert found.item() == pytest.approx(wanted.mean().item(), rel=1e-5)
     found.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+
+
+@pytest.mark.parametrize("rows", ["positions", "prefixes"])
+def test_mixed_negatives_are_vectors_with_a_gradient_to_both_items(
+    rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"negatives__sampler": "mixgcf+", "negatives__count": 2, "negatives__top_m": 4}
+    method = made("sasrec-sampled", method__rows=rows, **named)
+    questions: list[Question] = []
+    draw = method.sampler.draw
+    monkeypatch.setattr(
+        method.sampler, "draw", lambda question: questions.append(question) or draw(question)
+    )
+    batch = method.batch(STORE, np.arange(method.rows(STORE)), step())
+    method.loss(batch, step(1)).backward()
+    gradient = method.encoder.table.grad
+    assert gradient is not None
+    method.zero_grad()
+
+    [question] = questions
+    dns = load_config("r2ns", sets={"negatives.sampler": "dns+", "negatives.top_m": 4}, flags=DATA)
+    other = build_sampler(dataclasses.replace(dns.negatives, count=2))
+    assert method._histories is not None
+    other.prepare(method._histories)
+    drawn = other.draw(question)  # what DNS+ draws, it mixes
+    queries, table = method.encoded(batch.inputs, step()), method.encoder.table
+    share = philox.uniform(question.seed, 26, torch.arange(len(drawn)))[:, None]
+    a = (queries * table[batch.targets]).sum(1, keepdim=True)
+    b = (queries[:, None] * table[drawn]).sum(2)
+    mixed = share * a + (1 - share) * b
+    (F.softplus(-a[:, 0]) + F.softplus(mixed).sum(1)).mean().backward()
+    assert table.grad is not None
+    torch.testing.assert_close(gradient, table.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_calibration_goes_from_plain_to_the_share_that_is_drawn() -> None:
@@ -232,12 +267,12 @@ def test_the_ablations_are_settings(
         (
             {"negatives.sampler": "uniform", "negatives.pool": 9},
             "the sampler uniform does not read negatives.pool (--set negatives.pool=9); "
-            "leave it out; dns, dns+ and r2ns read it",
+            "leave it out; dns, mixgcf, dns+, mixgcf+ and r2ns read it",
         ),
         (
             {"negatives.sampler": "dns", "negatives.top_m": 9},
             "the sampler dns does not read negatives.top_m (--set negatives.top_m=9); "
-            "leave it out; dns+ and r2ns read it",
+            "leave it out; dns+, mixgcf+ and r2ns read it",
         ),
         (
             {"method.loss": "bpr", "method.calibration": 0.5},
