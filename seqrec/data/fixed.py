@@ -116,9 +116,13 @@ class FixedRows:
         lengths = self._lengths[rows]
         return cut(self.values, self._ends[rows] - lengths, lengths, capacity, self.max_length)
 
+    def ends(self, rows: Tensor) -> Tensor:
+        """Where in the store's values the item behind each row stands: int64 [B]."""
+        return self._ends[rows]
+
     def behind(self, rows: Tensor) -> Tensor:
         """The item at each row's end, which follows its last: int64 [B]."""
-        return self.values[self._ends[rows]]
+        return self.values[self.ends(rows)]
 
 
 def capacity(tokens: np.ndarray) -> int:

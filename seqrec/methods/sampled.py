@@ -25,11 +25,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from seqrec.config import Config
-from seqrec.counters import NEGATIVES, derive
-from seqrec.data.store import JaggedBatch, SequenceStore
+from seqrec.counters import NEGATIVES
+from seqrec.data.store import Sequences, SequenceStore
 from seqrec.methods.base import FixedStep, Step
 from seqrec.methods.sasrec import NextItem
 from seqrec.negatives import build_sampler
@@ -42,13 +43,15 @@ from seqrec_kernels import bce_loss, bpr_loss, sampled_softmax_loss
 class Batch(NamedTuple):
     """B sequences and M targets: one of each sequence (prefixes), or one of each of its places."""
 
-    inputs: JaggedBatch
+    inputs: Sequences
     targets: Tensor
     rows: Rows
 
 
 class SampledMethod(NextItem):
     """SASRec with `config.method.loss` against the negatives of `config.negatives.sampler`."""
+
+    seeds = ((NEGATIVES,),)
 
     def __init__(self, config: Config, n_items: int) -> None:
         super().__init__(config, n_items)
@@ -59,6 +62,10 @@ class SampledMethod(NextItem):
         self.warm = Uniform(config.negatives)
         self.beta = calibrated(config.method.calibration, config.negatives.count, n_items)
         self._histories: Histories | None = None  # follow from the training sequences
+
+    @classmethod
+    def not_captured(cls, config: Config) -> str | None:
+        return None
 
     def prepare(self, store: SequenceStore) -> None:
         self._histories = Histories(store, len(self.encoder.table), self.exclude)
@@ -74,8 +81,18 @@ class SampledMethod(NextItem):
             places = store.target_places(store.trainable[rows], self.max_length)
         return Batch(inputs, targets, self._histories.rows(places))
 
+    def fixed_batch(
+        self, store: SequenceStore, rows: Tensor, capacity: int, step: FixedStep
+    ) -> Batch:
+        assert self._histories is not None, "prepare was not called"
+        inputs, places = self.fixed_places(store, rows, capacity)
+        targets = torch.where(places < 0, -1, store.values[places])
+        return Batch(inputs, targets, self._histories.fixed_rows(places))
+
+    def phase(self, epoch: int) -> str:
+        return "warmup" if epoch < self.settings.warmup_epochs else "main"
+
     def loss(self, batch: Batch, step: Step | FixedStep) -> Tensor:
-        assert isinstance(step, Step)
         queries, items = self.encoded(batch.inputs, step), self.encoder.table
         sampler = self._sampler(step.epoch)
         question = Question(
@@ -83,8 +100,8 @@ class SampledMethod(NextItem):
             items.detach(),
             batch.targets,
             batch.rows,
-            step.epoch,
-            derive(self.seed, NEGATIVES, step.epoch, step.step),
+            step.epoch_tensor if isinstance(step, FixedStep) else step.epoch,
+            step.seed(self.seed, NEGATIVES),
         )
         table, negatives = sampler.classes(items, question, sampler.draw(question))
         if self.settings.loss == "bce":
@@ -97,7 +114,7 @@ class SampledMethod(NextItem):
         return self._sampler(epoch).facts(epoch)
 
     def _sampler(self, epoch: int) -> Sampler:
-        return self.warm if epoch < self.settings.warmup_epochs else self.sampler
+        return self.warm if self.phase(epoch) == "warmup" else self.sampler
 
 
 def calibrated(t: float, count: int, n_items: int) -> float:

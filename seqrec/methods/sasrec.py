@@ -54,11 +54,18 @@ class NextItem(Method):
         self, store: SequenceStore, rows: Tensor, capacity: int
     ) -> tuple[FixedBatch, Tensor]:
         """As `pairs`, on the device; a token of the tail has no target, -1."""
+        inputs, places = self.fixed_places(store, rows, capacity)
+        return inputs, torch.where(places < 0, -1, store.values[places])
+
+    def fixed_places(
+        self, store: SequenceStore, rows: Tensor, capacity: int
+    ) -> tuple[FixedBatch, Tensor]:
+        """As `fixed_pairs`, but where in the store's values the targets stand."""
         known = self._fixed_rows(store)
         inputs, places = known.batch(rows, capacity)
         if self.prefixes:
-            return inputs, known.behind(rows)
-        return inputs, torch.where(places < 0, -1, store.values[places + 1])
+            return inputs, known.ends(rows)
+        return inputs, torch.where(places < 0, -1, places + 1)
 
     def _fixed_rows(self, store: SequenceStore) -> FixedRows:
         if self._fixed is None:

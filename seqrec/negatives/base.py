@@ -18,18 +18,19 @@ class Question:
     Attributes:
         queries: [M, D], as the loss takes them (under this step's dropout), without gradient.
         items: [R, D], the item table as it is now, without gradient.
-        positives: int64 [M], rows of `items`.
+        positives: int64 [M], rows of `items`; -1 in the tail of a captured step's batch, whose
+            rows mean nothing and get negatives all the same.
         rows: what the targets' users have met.
-        epoch: from 0.
-        seed: of this very step; all that is drawn is a function of it.
+        epoch: from 0; a captured step has a tensor, int64, 0-d.
+        seed: of this very step, likewise; all that is drawn is a function of it.
     """
 
     queries: Tensor
     items: Tensor
     positives: Tensor
     rows: Rows
-    epoch: int
-    seed: int
+    epoch: int | Tensor
+    seed: int | Tensor
 
 
 class Sampler(nn.Module, ABC):
@@ -80,6 +81,6 @@ class Sampler(nn.Module, ABC):
         return {}
 
 
-def step_seeds(seed: int, count: int) -> list[int]:
+def step_seeds(seed: int | Tensor, count: int) -> list[int | Tensor]:
     """`count` seeds of one step, for draws that must not share numbers."""
     return [(seed + turn) & (2**63 - 1) for turn in range(count)]

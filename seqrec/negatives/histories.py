@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqrec.data.fixed import cut
 from seqrec.data.store import JaggedBatch, SequenceStore, to_device
 from seqrec_kernels import SeenItems
 
@@ -68,6 +69,22 @@ class Histories:
             to_device(self.starts, store.device),
             torch.from_numpy(np.diff(self.starts)),
         )
+
+        # the same on the device, and how much the lists of so many targets hold at most
+        known = np.stack((self._sequences, self._met, self.starts[self._sequences]))
+        self._known = to_device(known, store.device)
+        self._most = np.cumsum(np.sort(self._met)[::-1])
+
+    def fixed_rows(self, places: Tensor) -> Rows:
+        """As `rows`, on the device and in buffers of a fixed size.
+
+        Args:
+            places: int64 [M] on the device; what is said of a target at -1 means nothing.
+        """
+        sequences, met, starts = self._known[:, places.clamp(min=0)]
+        most = int(self._most[min(len(places), len(self._most)) - 1])
+        lists, _ = cut(self.novel, starts, met, most, most)
+        return Rows(places, sequences, met, SeenItems(lists.offsets, lists.items))
 
     def rows(self, places: np.ndarray) -> Rows:
         """The targets at these places: int64 [M] on the host."""

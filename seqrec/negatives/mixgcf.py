@@ -29,7 +29,7 @@ class MixGCF(DNS):
         row = torch.arange(len(drawn), device=drawn.device)
         share = philox.uniform(question.seed, STREAM_POSITIVE_MIX, row)[:, None, None]
         share = share.to(items.dtype)
-        positives = F.embedding(question.positives, items)[:, None]
+        positives = F.embedding(question.positives.clamp(min=0), items)[:, None]
         mixed = share * positives + (1 - share) * F.embedding(drawn.clamp(min=0), items)
         rows = torch.arange(drawn.numel(), device=drawn.device).view_as(drawn) + len(items)
         return torch.cat((items, mixed.flatten(0, 1))), torch.where(drawn < 0, -1, rows)

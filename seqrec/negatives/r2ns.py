@@ -36,6 +36,9 @@ class R2NS(Sampler):
 
     def prepare(self, histories: Histories) -> None:
         self._unseen = Unseen(histories)
+        last = self.warmup_epochs + self.settings.terms + 1  # nothing changes behind it
+        known = torch.tensor([self.top_m(epoch) for epoch in range(last + 1)])
+        self._top_m = known.to(histories.device)
 
     def top_m(self, epoch: int) -> int:
         """M in an epoch (from 0) of the run."""
@@ -61,7 +64,7 @@ class R2NS(Sampler):
                 question.queries,
                 question.items,
                 pool,
-                self.top_m(question.epoch),
+                self._kept(question.epoch),
                 shared=shared,
                 forbidden=None if published or shared is None else question.rows.seen,
                 repeated="keep" if published else "drop",
@@ -74,9 +77,17 @@ class R2NS(Sampler):
     def facts(self, epoch: int) -> dict[str, int | float]:
         return {"top_m": self.top_m(epoch)}
 
+    def _kept(self, epoch: int | Tensor) -> int | Tensor:
+        """M, where a captured step reads it."""
+        if isinstance(epoch, int):
+            return self.top_m(epoch)
+        return self._top_m.index_select(0, epoch.clamp(max=len(self._top_m) - 1).view(1))[0]
+
     def _recalled(self, question: Question) -> Tensor:
         """int64 [recall], fewer in a smaller catalogue."""
         queries, items = question.queries, question.items
+        # the mean's order of coordinates and items is that of the sum, whatever the tail adds to M
+        queries = torch.where(question.positives[:, None] < 0, 0, queries)
         n = min(self.settings.recall, items.shape[0])
         if self.settings.recall_by == "max-index":
             return max_index_recall(queries, items, n)

@@ -60,7 +60,7 @@ class Unseen:
         self._left = put(total - np.diff(before[starts]))  # outside the sequence, [U]
         self._ends = None if widths is None else put(np.cumsum(width))
 
-    def draw(self, rows: Rows, count: int, seed: int, stream: int) -> Tensor:
+    def draw(self, rows: Rows, count: int, seed: int | Tensor, stream: int) -> Tensor:
         """int64 [M, count]; -1 where a user has met all there is.
 
         Args:
@@ -77,7 +77,13 @@ class Unseen:
         return drawn
 
     def _part(
-        self, sequences: Tensor, met: Tensor, top: int, count: int, seed: int, stream: int
+        self,
+        sequences: Tensor,
+        met: Tensor,
+        top: int,
+        count: int,
+        seed: int | Tensor,
+        stream: int,
     ) -> Tensor:
         start = self._starts[sequences][:, None]
         left = self._left[sequences][:, None]

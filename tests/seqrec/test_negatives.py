@@ -346,3 +346,15 @@ def test_a_candidate_drawn_twice_counts_twice_as_published_only() -> None:
 
 def test_no_more_is_recalled_than_there_is() -> None:
     assert sampler("r2ns", recall=500, pool=0).draw(question()).shape == (len(TARGETS), 1)
+
+
+@pytest.mark.parametrize("exclude", ["history", "sequence"])
+def test_in_a_fixed_buffer_a_target_s_seen_items_are_the_same(exclude: str) -> None:
+    histories = Histories(STORE, ITEMS, exclude)
+    wanted = histories.rows(PLACES)
+    found = histories.fixed_rows(torch.cat((torch.from_numpy(PLACES), torch.tensor([-1, -1]))))
+    assert torch.equal(found.seen.offsets[:-2], wanted.seen.offsets)
+    assert torch.equal(found.seen.ids[: len(wanted.seen.ids)], wanted.seen.ids)
+    assert int(found.seen.offsets[-1]) <= len(found.seen.ids)
+    again = histories.fixed_rows(torch.from_numpy(PLACES[:3].repeat(7)))
+    assert len(again.seen.ids) == len(histories.fixed_rows(torch.full((21,), -1)).seen.ids)
