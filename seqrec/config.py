@@ -108,6 +108,11 @@ class TrainingConfig:
     seed: int = key(0, help="of everything random in the run", rule=within(0, 2**63))
     clip_norm: float = key(5.0, help="largest gradient norm; 0: no clipping", rule=at_least(0))
     weight_decay: float = key(0.0, help="AdamW's; 0: plain Adam", rule=at_least(0))
+    precision: str = key(
+        "float32",
+        help="of the products of a step; weights, sums and evaluation are float32 in any case",
+        rule=one_of("float32", "bfloat16"),
+    )
     max_steps: int = key(0, help="stop after this many steps; 0: no limit", rule=at_least(0))
     device: str = key("auto", help="where to train", rule=one_of("auto", "cpu", "cuda"))
     capture: str = key(

@@ -23,12 +23,15 @@ from seqrec_kernels import jagged_attention, native
 
 
 def runs(x: Tensor, heads: int = 1) -> bool:
-    """Whether the C++ takes rows like `x` [N, D], cut into `heads`."""
+    """Whether the C++ takes rows like `x` [N, D], cut into `heads`.
+
+    `x` is what a layer hands on, float32 also under autocast, which narrows the products alone: the
+    functions here take what a product gives in any dtype.
+    """
     return (
         native.unsupported(x, x) is None
         and x.dtype == torch.float32
         and x.shape[1] % (16 * heads) == 0
-        and not torch.is_autocast_enabled("cpu")  # the products around it would be narrower
     )
 
 
@@ -84,7 +87,7 @@ def embed(
 
 def residual(x: Tensor, h: Tensor, bias: Tensor, p: float, generator: Randomness | None) -> Tensor:
     """``x + dropout(h + bias)``, [N, D], [N, D] and [D]."""
-    found: Tensor = _Residual.apply(x, h, bias, *_draws(p, generator))
+    found: Tensor = _Residual.apply(x, h.float(), bias, *_draws(p, generator))
     return found
 
 
@@ -94,7 +97,7 @@ def sum_and_norm(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``s = x + dropout(h + bias)``, and ``norm(s)``, all [N, D], `bias` [D]."""
     both: tuple[Tensor, Tensor] = _ResidualNorm.apply(
-        x, h, bias, norm.weight, norm.bias, norm.eps, True, *_draws(p, generator)
+        x, h.float(), bias, norm.weight, norm.bias, norm.eps, True, *_draws(p, generator)
     )
     return both
 
@@ -105,7 +108,7 @@ def residual_norm(
 ) -> Tensor:  # fmt: skip
     """``norm(x + dropout(h + bias))``, all [N, D], `bias` [D]."""
     found: Tensor = _ResidualNorm.apply(
-        x, h, bias, norm.weight, norm.bias, norm.eps, False, *_draws(p, generator)
+        x, h.float(), bias, norm.weight, norm.bias, norm.eps, False, *_draws(p, generator)
     )[1]
     return found
 
@@ -120,13 +123,13 @@ def dropped_norm(x: Tensor, norm: nn.LayerNorm, p: float, generator: Randomness 
 
 def relu(h: Tensor, bias: Tensor, p: float, generator: Randomness | None) -> Tensor:
     """``dropout(relu(h + bias))``, [N, D] and [D]."""
-    found: Tensor = _Relu.apply(h, bias, *_draws(p, generator))
+    found: Tensor = _Relu.apply(h.float(), bias, *_draws(p, generator))
     return found
 
 
 def gelu(h: Tensor, bias: Tensor) -> Tensor:
     """The exact ``gelu(h + bias)``, [N, D] and [D]."""
-    found: Tensor = _Gelu.apply(h, bias)
+    found: Tensor = _Gelu.apply(h.float(), bias)
     return found
 
 

@@ -71,7 +71,7 @@ class CausalSelfAttention(nn.Module):
     def mixed(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [N, D], what :meth:`forward` projects: the heads' values, mixed."""
         qkv = self.input(x)
-        if fused.runs(qkv, self.heads) and not isinstance(layout.batch, FixedBatch):
+        if fused.runs(x, self.heads) and not isinstance(layout.batch, FixedBatch):
             offsets = layout.batch.offsets
             return fused.self_attention(qkv, offsets, self.heads, self.dropout, generator)
         blocks = [self._attend(block, generator) for block in layout.rectangles(qkv)]
@@ -80,7 +80,7 @@ class CausalSelfAttention(nn.Module):
     def last_mixed(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [B, D], what :meth:`last` projects."""
         queries, pairs = self.last_input(x, layout)
-        if fused.runs(queries, self.heads) and not isinstance(layout.batch, FixedBatch):
+        if fused.runs(x, self.heads) and not isinstance(layout.batch, FixedBatch):
             offsets = layout.batch.offsets
             return fused.last_attention(
                 queries, pairs, offsets, self.heads, self.dropout, generator

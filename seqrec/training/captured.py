@@ -25,6 +25,7 @@ from seqrec.data.fixed import capacity
 from seqrec.data.store import SequenceStore
 from seqrec.draws import Draws
 from seqrec.methods.base import FixedStep, Method
+from seqrec.training.precision import products
 
 
 class FixedSteps:
@@ -103,7 +104,10 @@ class FixedSteps:
         dropout, *others = self._seeds.index_select(0, self._counter)[0].unbind()
         seeds = dict(zip(self.method.seeds, others, strict=True))
         step = FixedStep(self._host_epoch, self._epoch, Draws(dropout), seeds)
-        self.update(self.method.loss(self.method.fixed_batch(self.store, rows, size, step), step))
+        batch = self.method.fixed_batch(self.store, rows, size, step)
+        with products(self.training.precision, self.store.device):
+            loss = self.method.loss(batch, step)
+        self.update(loss)
         self._counter += 1
 
 

@@ -28,6 +28,7 @@ from seqrec.training.captured import FixedSteps, Graphs
 from seqrec.training.interruption import Interruption
 from seqrec.training.journal import Journal
 from seqrec.training.model_file import write_model
+from seqrec.training.precision import products
 from seqrec.training.progress import Progress
 from seqrec.training.state import Counters, StateStore
 
@@ -112,7 +113,8 @@ class Trainer:
         earlier = counters.train_seconds
         if counters.step_in_epoch == 0:
             seed = derive(training.seed, EPOCH, counters.epoch)
-            self.method.begin_epoch(self.store, counters.epoch, seed)
+            with products(training.precision, self.store.device):
+                self.method.begin_epoch(self.store, counters.epoch, seed)
         prepared = time.perf_counter() - begun
         order = epoch_order(training.seed, counters.epoch, self.rows)
         if self.fixed is not None:
@@ -160,7 +162,10 @@ class Trainer:
             derive(training.seed, DROPOUT, counters.epoch, counters.step_in_epoch)
         )
         step = Step(counters.epoch, counters.step, self.generator)
-        self._update(self.method.loss(self.method.batch(self.store, rows, step), step))
+        batch = self.method.batch(self.store, rows, step)
+        with products(training.precision, self.store.device):
+            loss = self.method.loss(batch, step)
+        self._update(loss)
 
     def _update(self, loss: Tensor) -> None:
         """What follows the loss of a step; waits for nothing."""

@@ -31,6 +31,9 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "sasrec-fixed": ("sasrec", {"training.capture": "fixed"}),
     "fenrec-fixed": ("fenrec", {"training.capture": "fixed"}),
     "cl4srec-fixed": ("cl4srec", {"training.capture": "fixed"}),
+    # a width that the fused encoder takes
+    "sasrec-bfloat16": ("sasrec", {"training.precision": "bfloat16", "encoder.dim": 32}),
+    "fenrec-bfloat16": ("fenrec", {"training.precision": "bfloat16", "encoder.dim": 32}),
 }
 #: what makes an epoch on a little log short; set where the method reads it
 SHORT = {"method.warmup_epochs": 1, "method.clusters": 4}
