@@ -141,6 +141,10 @@ class Method(nn.Module, ABC):
         """
         return {}
 
+    def weights(self) -> dict[str, Tensor]:
+        """What scoring needs, for ``model.safetensors``: all of the state, unless overridden."""
+        return self.state_dict()
+
     @abstractmethod
     def queries(self, histories: JaggedBatch) -> Tensor:
         """[B, D], one query a history; for evaluation, without dropout."""

@@ -110,6 +110,11 @@ class SampledMethod(NextItem):
             return bpr_loss(queries, table, batch.targets, negatives)
         return sampled_softmax_loss(queries, table, batch.targets, negatives, log_q=sampler.log_q())
 
+    def weights(self) -> dict[str, Tensor]:
+        """Without what the sampler remembers of the training."""
+        state = self.state_dict()
+        return {name: x for name, x in state.items() if not name.startswith("sampler.")}
+
     def facts(self, epoch: int) -> dict[str, int | float]:
         return self._sampler(epoch).facts(epoch)
 

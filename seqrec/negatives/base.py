@@ -36,8 +36,9 @@ class Question:
 class Sampler(nn.Module, ABC):
     """Draws negatives on the training device, without waiting for it.
 
-    What a sampler remembers from step to step stands in buffers, which a run saves; tables that
-    follow from the histories are plain attributes, made in :meth:`prepare`.
+    What a sampler remembers from step to step (a pool for every target, by `Rows.places`) stands in
+    buffers, which the states of a run save and its model does not; tables that follow from the
+    histories are plain attributes.  Both are made in :meth:`prepare`.
 
     Args:
         settings: the `[negatives]` table.

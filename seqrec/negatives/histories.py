@@ -44,13 +44,14 @@ class Histories:
         exclude: ``history`` or ``sequence``.
 
     Attributes:
+        store: of the training sequences.
         novel: int64 [nnz] on the device, the lists one after the other.
         starts: int64 [U + 1] on the host, where each begins.
         item_counts: int64 [R] on the host, how often each item stands in the sequences.
     """
 
     def __init__(self, store: SequenceStore, n_items: int, exclude: str = "history") -> None:
-        self.device = store.device
+        self.store, self.device = store, store.device
         self.n_items = n_items
         values = store.values.cpu().numpy()
         self._sequences = np.repeat(np.arange(store.n_sequences), np.diff(store.offsets))

@@ -26,7 +26,7 @@ def write_model(directory: Path, method: Method, item_counts: Tensor, config: Co
     No time, path or host goes in, and the metadata is a single key (safetensors writes several in
     no fixed order): equal runs are equal bytes.
     """
-    tensors = {name: x.detach().cpu().contiguous() for name, x in method.state_dict().items()}
+    tensors = {name: x.detach().cpu().contiguous() for name, x in method.weights().items()}
     tensors[COUNTS] = item_counts
     metadata = {"seqrec": json.dumps({"format": 1, "method": config.method.name})}
     write_atomic(directory / FILE, save(tensors, metadata))

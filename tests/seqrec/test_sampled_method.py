@@ -12,6 +12,7 @@ import pytest
 import torch
 from far_device import FAR, FarDevice
 from little import SETTINGS, jagged, log_dict, write_lines
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,12 +22,14 @@ from seqrec.config import Config, load_config
 from seqrec.data.log import read_log
 from seqrec.data.split import split_log
 from seqrec.data.store import SequenceStore
-from seqrec.errors import UsageError
+from seqrec.errors import Interrupted, UsageError
 from seqrec.methods import build
 from seqrec.methods.base import Step
 from seqrec.methods.sampled import SampledMethod, calibrated
-from seqrec.negatives import build_sampler
-from seqrec.negatives.base import Question
+from seqrec.negatives import _REGISTRY, build_sampler
+from seqrec.negatives.base import Question, Sampler
+from seqrec.negatives.histories import Histories
+from seqrec.negatives.unseen import Unseen
 from seqrec.training.journal import read_journal
 from seqrec_kernels import SeenItems, philox, rerank_negatives
 
@@ -380,3 +383,44 @@ def test_the_published_beauty_split_has_its_users_and_samples(real_log: Any) -> 
     owner = torch.repeat_interleave(torch.arange(123_086), counts)
     assert not (drawn[owner] == batch.rows.seen.ids).any()
     assert len(drawn.unique()) > 12_000
+
+
+class Remembering(Sampler):
+    """A sampler of one file: each target's last negative, and how often it was asked."""
+
+    def prepare(self, histories: Histories) -> None:
+        self._unseen = Unseen(histories)
+        places = histories.store.values.numel()
+        self.register_buffer("pool", torch.zeros(places, dtype=torch.int64))
+
+    def draw(self, question: Question) -> Tensor:
+        drawn = self._unseen.draw(question.rows, 2, question.seed, 99)
+        places = question.rows.places
+        choice = torch.where((self.pool[places] % 2 == 0), drawn[:, 0], drawn[:, 1])
+        self.pool[places] += choice + 1
+        return choice[:, None]
+
+
+def test_what_a_sampler_remembers_is_resumed_and_no_part_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_REGISTRY, "uniform", f"{__name__}:Remembering")
+    sets = SETTINGS | {"training.epochs": 2, "training.batch": 6, "training.save_every": 0.0}
+    log, loss = log_dict(users=20), SampledMethod.loss
+    whole = seqrec.train("sasrec-sampled", log, tmp_path / "whole", sets=sets, progress=False)
+
+    def stops(self: SampledMethod, batch: Any, at: Any) -> Tensor:
+        if at.step == whole.result["steps"] // 2 + 1:
+            raise KeyboardInterrupt
+        return loss(self, batch, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampledMethod, "loss", stops)
+        with pytest.raises(Interrupted):
+            seqrec.train("sasrec-sampled", log, tmp_path / "run", sets=sets, progress=False)
+    resumed = seqrec.resume(tmp_path / "run", progress=False)
+    models = [(run.directory / "model.safetensors").read_bytes() for run in (whole, resumed)]
+    assert models[0] == models[1] and b"sampler" not in models[0]
+    states = [max((run.directory / "state").glob("step-*")) for run in (whole, resumed)]
+    pools = [load_file(s / "tensors.safetensors")["method.sampler.pool"] for s in states]
+    assert torch.equal(pools[0], pools[1]) and int((pools[0] > 0).sum()) > 50
