@@ -36,20 +36,26 @@ def runs(x: Tensor, heads: int = 1) -> bool:
 
 
 def self_attention(
-    qkv: Tensor, offsets: Tensor, heads: int, p: float, generator: Randomness | None
+    qkv: Tensor,
+    offsets: Tensor,
+    heads: int,
+    p: float,
+    generator: Randomness | None,
+    max_length: int | None = None,
 ) -> Tensor:
     """Causal attention of every token: [N, 3 D], queries, keys and values side by side -> [N, D].
 
     Args:
-        qkv: float32, rows as in :func:`runs`.
-        offsets: int64 [B + 1]; sequence b is the rows offsets[b] to offsets[b + 1].
+        qkv: a row a token.
+        offsets: int64 [B + 1]; sequence b is the rows offsets[b] to offsets[b + 1], and what is
+            behind them comes out as 0.
         heads: number of heads, each with D / heads numbers.
         p: probability with which an attention weight is dropped, rounded to a multiple of 2^-16.
         generator: seeds the draws; None: nothing is dropped.
+        max_length: no sequence is longer; a GPU need not be asked for that then.
     """
-    key, _ = _draws(p, generator)
-    rate = 0.0 if generator is None else p
-    return jagged_attention(qkv, None, None, offsets, heads=heads, dropout=rate, seed=key)
+    drawn = _attended(p, generator)
+    return jagged_attention(qkv, None, None, offsets, heads=heads, max_length=max_length, **drawn)
 
 
 def last_attention(
@@ -59,15 +65,15 @@ def last_attention(
     heads: int,
     p: float,
     generator: Randomness | None,
+    max_length: int | None = None,
 ) -> Tensor:
     """Attention of one query a sequence to all of it: [B, D] and keys, values [N, 2 D] -> [B, D].
 
     Arguments as in :func:`self_attention`.
     """
-    key, _ = _draws(p, generator)
-    rate = 0.0 if generator is None else p
+    drawn = _attended(p, generator)
     return jagged_attention(
-        queries, pairs, None, offsets, heads=heads, last=True, dropout=rate, seed=key
+        queries, pairs, None, offsets, heads=heads, last=True, max_length=max_length, **drawn
     )
 
 
@@ -131,6 +137,11 @@ def gelu(h: Tensor, bias: Tensor) -> Tensor:
     """The exact ``gelu(h + bias)``, [N, D] and [D]."""
     found: Tensor = _Gelu.apply(h.float(), bias)
     return found
+
+
+def _attended(p: float, generator: Randomness | None) -> dict[str, Any]:
+    """What both forms of attention drop."""
+    return {} if generator is None else {"dropout": p, "seed": seed(generator)}
 
 
 def _draws(p: float, generator: Randomness | None) -> tuple[Tensor, int]:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqrec.data.fixed import FixedBatch
 from seqrec.draws import Randomness, words
 from seqrec.encoders import fused
 from seqrec.encoders.layout import Layout
@@ -71,19 +70,19 @@ class CausalSelfAttention(nn.Module):
     def mixed(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [N, D], what :meth:`forward` projects: the heads' values, mixed."""
         qkv = self.input(x)
-        if fused.runs(x, self.heads) and not isinstance(layout.batch, FixedBatch):
-            offsets = layout.batch.offsets
-            return fused.self_attention(qkv, offsets, self.heads, self.dropout, generator)
+        if layout.fixed is not None or fused.runs(x, self.heads):
+            offsets, p = layout.batch.offsets, self.dropout
+            return fused.self_attention(qkv, offsets, self.heads, p, generator, layout.fixed)
         blocks = [self._attend(block, generator) for block in layout.rectangles(qkv)]
         return layout.tokens(blocks)
 
     def last_mixed(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [B, D], what :meth:`last` projects."""
         queries, pairs = self.last_input(x, layout)
-        if fused.runs(x, self.heads) and not isinstance(layout.batch, FixedBatch):
-            offsets = layout.batch.offsets
+        if layout.fixed is not None or fused.runs(x, self.heads):
+            offsets, p = layout.batch.offsets, self.dropout
             return fused.last_attention(
-                queries, pairs, offsets, self.heads, self.dropout, generator
+                queries, pairs, offsets, self.heads, p, generator, layout.fixed
             )
         blocks = [
             self._attend_last(*block, generator)

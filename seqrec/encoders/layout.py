@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from seqrec.data.fixed import FixedBatch
 from seqrec.data.store import JaggedBatch, Sequences
@@ -43,15 +42,18 @@ class Layout:
         self.batch = batch
 
     @property
+    def fixed(self) -> int | None:
+        """What no sequence is longer than, where only the device knows their lengths, else None."""
+        return self.batch.max_length if isinstance(self.batch, FixedBatch) else None
+
+    @property
     def shapes(self) -> list[tuple[int, int]]:
         """(rows, width) of each rectangle."""
         return self._plan.shapes
 
     @cached_property
     def _plan(self) -> _Plan:
-        if isinstance(self.batch, FixedBatch):
-            return _fixed_plan(self.batch)
-        assert isinstance(self.batch, JaggedBatch)
+        assert isinstance(self.batch, JaggedBatch), "rectangles need lengths that the host knows"
         lengths, device = self.batch.lengths, self.batch.device
         starts = lengths.cumsum(0) - lengths
         none = torch.empty(0, dtype=torch.int64)
@@ -81,18 +83,13 @@ class Layout:
     def rectangles(self, x: Tensor) -> list[Tensor]:
         """[N, C] tokens -> one [rows, width, C] block a rectangle."""
         padded = _ToSlots.apply(x, self._plan.gather, self._plan.places)
-        if isinstance(self.batch, FixedBatch):  # the slot of the tail
-            padded = padded[:-1]
         sizes = [rows * width for rows, width in self.shapes]
         parts = padded.split(sizes)
         return [part.view(*shape, -1) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def tokens(self, blocks: list[Tensor]) -> Tensor:
         """The way back: blocks [rows, width, C] -> [N, C]; what stood in padded slots is gone."""
-        parts = [block.flatten(0, 1) for block in blocks]
-        if isinstance(self.batch, FixedBatch):  # what the tail is sent to, and what it gets
-            parts.append(parts[0].new_zeros(1, parts[0].shape[1]))
-        return _ToTokens.apply(torch.cat(parts), self._plan.places)
+        return _ToTokens.apply(torch.cat([b.flatten(0, 1) for b in blocks]), self._plan.places)
 
     def last(self, x: Tensor) -> Tensor:
         """[N, C] tokens -> [B, C], the last of each row, in the batch's order."""
@@ -114,18 +111,6 @@ class Layout:
             torch.arange(width, device=count.device) >= count[:, None]
             for count, (_, width) in zip(counts, self.shapes, strict=True)
         ]
-
-
-def _fixed_plan(batch: FixedBatch) -> _Plan:
-    """One rectangle as wide as any row, and a slot behind it for the tokens of the tail."""
-    shape = len(batch), batch.max_length
-    counts = batch.offsets.diff()
-    row = torch.arange(len(batch), device=batch.device)
-    column = torch.arange(batch.max_length, device=batch.device)
-    token = batch.offsets[:-1, None] + torch.minimum(column, counts[:, None] - 1)
-    slot = batch.rows() * batch.max_length + batch.places()
-    places = torch.where(batch.real(), slot, shape[0] * shape[1])
-    return _Plan([shape], F.pad(token.flatten(), (0, 1)), places, row, row, counts)
 
 
 def _groups(lengths: Tensor, single: bool) -> list[Tensor]:

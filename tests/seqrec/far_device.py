@@ -15,7 +15,7 @@ violation.  The operators of `seqrec_kernels` are opened: what they do inside is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,10 +90,16 @@ class Region:
 
 
 class FarDevice(TorchDispatchMode):
-    """Entered, tensors can be made on `FAR` and moved there, and operators run on them."""
+    """Entered, tensors can be made on `FAR` and moved there, and operators run on them.
 
-    def __init__(self) -> None:
+    Args:
+        closed: operators of `seqrec_kernels` that are not opened, "seqrec_kernels::NAME": where
+            a GPU runs compiled code and not what would be found inside here.
+    """
+
+    def __init__(self, closed: Collection[str] = ()) -> None:
         super().__init__()
+        self._closed = closed
         self._region: Region | None = None
 
     @contextlib.contextmanager
@@ -111,7 +117,7 @@ class FarDevice(TorchDispatchMode):
             self._region.operators.append(f"{func}{_described((args, kwargs))}")
             if reason := _violation(func, args, kwargs):
                 self._region.violations.append(reason)
-        if func.namespace == "seqrec_kernels":
+        if func.namespace == "seqrec_kernels" and func._schema.name not in self._closed:
             with self:
                 return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
         device = kwargs.get("device")
