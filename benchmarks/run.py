@@ -28,7 +28,15 @@ from ._common import MEASURE, Case, WrongResult, dtype_name, measure
 from ._machine import Machine, measured, surroundings
 from .tables import side_by_side
 
-FAMILIES = ("catalog_cross_entropy", "catalog_rank", "catalog_topk", "contrast", "sampled")
+FAMILIES = (
+    "catalog_cross_entropy",
+    "catalog_rank",
+    "catalog_topk",
+    "contrast",
+    "max_index_recall",
+    "rerank_negatives",
+    "sampled",
+)
 STEPS = ("fenrec_step",)  # whole training steps, float32; measured where they are named
 # sizes of the papers; other widths of theirs; 100,000 items; 1,000,000 items
 MEASURED = ("paper", "wide", "large", "million")

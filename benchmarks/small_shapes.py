@@ -20,6 +20,8 @@ from seqrec_kernels import backend, hard_negative_info_nce
 
 from ._common import is_ours
 from .run import DTYPES, FAMILIES
+from .test_max_index_recall import Shape as Recall
+from .test_rerank_negatives import Shape as Rerank
 from .test_sampled import Shape as Sampled
 
 # D: one that fills no block, one that fills it, one that goes through in chunks; the other numbers
@@ -29,6 +31,11 @@ SHAPES = {
     "catalog_rank": [(70, 1003, 50), (70, 1003, 256)],
     "catalog_topk": [(70, 1003, 50), (70, 1003, 256)],
     "contrast": [(70, 33, 50), (70, 33, 256)],
+    "max_index_recall": [Recall(70, 1003, 50, 33), Recall(70, 1003, 256, 1003)],
+    "rerank_negatives": [
+        Rerank(70, 33, 40, 1003, 50, 9, "keep"),
+        Rerank(70, 133, 7, 1003, 256, 60, "drop"),
+    ],
     "sampled": [
         Sampled("softmax", 70, 33, 1003, 50),
         Sampled("bce", 70, 33, 1003, 256),

@@ -46,6 +46,13 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
     m.def(
         "add_sorted(Tensor keys, Tensor places, Tensor? weights, Tensor? rows, int per_row, "
         "float scale, Tensor(a!) heads, Tensor(b!) into) -> ()");
+    m.def(
+        "max_index_recall(Tensor queries, Tensor items, int first_item, Tensor(a!) found) -> ()");
+    // `items` is the whole table
+    m.def(
+        "rerank_negatives(Tensor queries, Tensor items, Tensor? candidates, Tensor? shared, "
+        "Tensor? forbidden_offsets, Tensor? forbidden_ids, Tensor? forbidden_rows, Tensor top_m, "
+        "Tensor seed, bool drop, int first_item, Tensor(a!) found) -> ()");
     m.def("cuda_build() -> str");
     m.def(
         "contrast(Tensor anchors, Tensor positives, Tensor negatives, Tensor? noise, "

@@ -283,6 +283,11 @@ def _reads_values(*tensors: Tensor) -> bool:
 
 def _raise_ids(name: str, ids: Tensor, low: int, high: int, empty: bool) -> None:
     """IndexError with the first id outside [low, high); ``empty`` lets -1 pass."""
+    if not ids.numel():
+        return
+    least, greatest = ids.aminmax()  # one pass, where nothing is wrong
+    if greatest < high and (least >= low or (empty and low == 0 and least == -1)):
+        return
     wrong = (ids < low) | (ids >= high)
     if empty:
         wrong &= ids != -1

@@ -14,7 +14,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_run.sh"
-FAMILIES = ("catalog_cross_entropy", "catalog_rank", "catalog_topk", "contrast", "sampled")
+FAMILIES = (
+    *("catalog_cross_entropy", "catalog_rank", "catalog_topk", "contrast"),
+    *("max_index_recall", "rerank_negatives", "sampled"),
+)
 
 
 def run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:

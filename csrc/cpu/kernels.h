@@ -98,6 +98,15 @@ struct Kernels {
     // hits[i] = the lanes, as bits, of the scores above level[lane]; returns whether there are any.
     bool (*above)(const float* scores, int64_t count, const float* level, uint64_t* hits);
 
+    // How many of `count` scores, a multiple of kPad, are at least `level`; NaN is not.
+    int64_t (*reach)(const float* scores, int64_t count, float level);
+
+    // How many are numbers, and the least and the greatest of them if there are any.
+    int64_t (*range)(const float* scores, int64_t count, float* least, float* greatest);
+
+    // The place of the first one from `low` to `high`; `count` if there is none.
+    int64_t (*first_within)(const float* scores, int64_t count, float low, float high);
+
     // Narrower floats to float32.
     void (*from_bfloat16)(const uint16_t* in, int64_t count, float* out);
     void (*from_float16)(const uint16_t* in, int64_t count, float* out);

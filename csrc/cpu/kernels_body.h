@@ -247,6 +247,69 @@ static bool above(const float* scores, int64_t count, const float* level, uint64
     return any != 0;
 }
 
+constexpr int kGroup = kPad / Vec::width;  // registers of a group of kPad scores
+
+static inline int32_t sum_of(const Count (&counts)[kGroup]) {
+    int32_t parts[kPad], total = 0;
+    for (int j = 0; j < kGroup; ++j) store_count(parts + j * Vec::width, counts[j]);
+    for (int j = 0; j < kPad; ++j) total += parts[j];
+    return total;
+}
+
+static inline void zero(Count (&counts)[kGroup]) {
+    const int32_t zeros[Vec::width] = {};
+    for (int j = 0; j < kGroup; ++j) counts[j] = load_count(zeros);
+}
+
+static int64_t reach(const float* scores, int64_t count, float level) {
+    const Vec low = all(level);
+    Count found[kGroup];
+    zero(found);
+    for (int64_t i = 0; i < count; i += kPad) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kGroup; ++j) {
+            found[j] = count_at_least(found[j], load(scores + i + j * Vec::width), low);
+        }
+    }
+    return sum_of(found);
+}
+
+static int64_t range(const float* scores, int64_t count, float* least, float* greatest) {
+    const Vec bottom = all(-__builtin_inff()), none = all(0.0f);
+    Count numbers[kGroup];
+    zero(numbers);
+    Vec high = bottom, minus_low = bottom;
+    for (int64_t i = 0; i < count; i += kPad) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kGroup; ++j) {
+            const Vec s = load(scores + i + j * Vec::width);
+            numbers[j] = count_at_least(numbers[j], s, bottom);
+            high = greater_or_second(s, high);
+            minus_low = greater_or_second(sub(none, s), minus_low);
+        }
+    }
+    float highs[Vec::width], lows[Vec::width];
+    store(highs, high);
+    store(lows, minus_low);
+    for (int j = 1; j < Vec::width; ++j) {
+        highs[0] = highs[j] > highs[0] ? highs[j] : highs[0];
+        lows[0] = lows[j] > lows[0] ? lows[j] : lows[0];
+    }
+    *greatest = highs[0];
+    *least = -lows[0];
+    return sum_of(numbers);
+}
+
+static int64_t first_within(const float* scores, int64_t count, float low, float high) {
+    const Vec from = all(low), to = all(high);
+    for (int64_t i = 0; i < count; i += Vec::width) {
+        const Vec s = load(scores + i);
+        const uint64_t within = at_least_bits(s, from) & at_least_bits(to, s);
+        if (within != 0) return i + __builtin_ctzll(within);
+    }
+    return count;
+}
+
 // ---- conversions ---------------------------------------------------------------------------------
 
 static void from_bfloat16(const uint16_t* in, int64_t count, float* out) {

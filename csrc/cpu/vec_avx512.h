@@ -108,6 +108,10 @@ static inline uint64_t greater_bits(Vec a, Vec b) {
     return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ);
 }
 
+static inline uint64_t at_least_bits(Vec a, Vec b) {
+    return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ);
+}
+
 static inline Vec load_float16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }

@@ -100,10 +100,11 @@ static inline void store_count(int32_t* p, Count n) { __builtin_memcpy(p, &n.v, 
 // A comparison that holds is the integer -1.
 static inline Count count_greater(Count n, Vec a, Vec b) { return {n.v - (a.v > b.v)}; }
 static inline Count count_at_least(Count n, Vec a, Vec b) { return {n.v - (a.v >= b.v)}; }
-static inline uint64_t greater_bits(Vec a, Vec b) {
-    const Ints hit = a.v > b.v;
+static inline uint64_t bits_of(Ints hit) {
     return (hit[0] & 1) | (hit[1] & 2) | (hit[2] & 4) | (hit[3] & 8);
 }
+static inline uint64_t greater_bits(Vec a, Vec b) { return bits_of(a.v > b.v); }
+static inline uint64_t at_least_bits(Vec a, Vec b) { return bits_of(a.v >= b.v); }
 
 static inline Vec load_float16(const uint16_t* p) {
     return {Floats{float16_to_float(p[0]), float16_to_float(p[1]), float16_to_float(p[2]),

@@ -9,11 +9,15 @@ from torch import Tensor
 
 from seqrec_kernels import checks
 from seqrec_kernels.backend import choose, register
-from seqrec_kernels.ops.max_index_recall import blocked, reference
+from seqrec_kernels.ops.max_index_recall import blocked, native, reference
 
 __all__ = ["max_index_recall"]
 
-_implementations: dict[str, ModuleType] = {"blocked": blocked, "reference": reference}
+_implementations: dict[str, ModuleType] = {
+    "native": native,
+    "blocked": blocked,
+    "reference": reference,
+}
 register(
     "max_index_recall", {name: module.unsupported for name, module in _implementations.items()}
 )

@@ -9,13 +9,17 @@ from torch import Tensor
 
 from seqrec_kernels import checks
 from seqrec_kernels.backend import choose, register
-from seqrec_kernels.ops.rerank_negatives import blocked, reference
+from seqrec_kernels.ops.rerank_negatives import blocked, native, reference
 from seqrec_kernels.ops.rerank_negatives.problem import Problem
 from seqrec_kernels.types import SeenItems
 
 __all__ = ["rerank_negatives"]
 
-_implementations: dict[str, ModuleType] = {"blocked": blocked, "reference": reference}
+_implementations: dict[str, ModuleType] = {
+    "native": native,
+    "blocked": blocked,
+    "reference": reference,
+}
 register(
     "rerank_negatives", {name: module.unsupported for name, module in _implementations.items()}
 )
