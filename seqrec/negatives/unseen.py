@@ -1,18 +1,14 @@
 """Independent draws from a distribution over the catalogue without what a user has met.
 
 No draw is thrown away, and nothing depends on the data but values.  Item v has an integer width
-w(v) (1 for all: the uniform distribution), C(v) is the width of all items below v, and W that of
-all.  Lay the catalogue on a line, and take out the items s_0 < s_1 < ... of a user's sequence: what
-is left before s_j measures
+w(v) (1 for all: the uniform distribution), and the items lie on a line, one beside the other by id;
+W is the width of all.  A user's line is the same with the items of the user's sequence taken out
+and laid behind the others, the last met first.  A target inside the sequence has met the first so
+many of them, and those lie at the very end: so a number below W less their width, drawn uniformly,
+falls on every other item by its width, and on none of them.
 
-    G_j = C(s_j) - sum over i < j of w(s_i),
-
-which does not fall with j.  So a number x below W - w(S), S the items of the sequence, falls on the
-item at x + sum over i < n of w(s_i) of the whole line, n = the number of j with G_j <= x: one
-binary search in a table of all sequences, whose keys are (sequence, G_j).
-
-A target inside the sequence has met only the first d of S (in the order of `Histories.novel`); its
-numbers reach up to W - w(first d), and those from W - w(S) on fall on the rest of S in that order.
+A user's line is a few pieces of the catalogue's, moved.  One table holds the pieces of all users,
+by (user, where the piece begins), and how far each has been moved; a draw is one binary search.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from seqrec.data.store import to_device
 from seqrec.negatives.histories import Histories, Rows
 from seqrec_kernels import philox
 
-_TURN = 1 << 15  # numbers; what fits the cache is drawn several times faster
+_TURN = 1 << 17  # numbers; what fits the cache is drawn faster
 
 
 class Unseen:
@@ -38,27 +34,17 @@ class Unseen:
 
     def __init__(self, histories: Histories, widths: np.ndarray | None = None) -> None:
         device = histories.device
-        items, starts = histories.novel.cpu().numpy(), histories.starts
-        sequences = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
         width = np.ones(histories.n_items, dtype=np.int64) if widths is None else widths
-        total = int(width.sum())
+        self._total = total = int(width.sum())
         if total > 1 << 30:
             raise ValueError(f"widths add up to {total}; they may to at most {1 << 30}")
-        ids = items[np.lexsort((items, sequences))]
-        before = _before(width[ids])
-        gaps = _before(width)[ids] - (before[:-1] - before[starts[:-1]][sequences])
-
-        def put(array: np.ndarray) -> Tensor:
-            return to_device(np.ascontiguousarray(array), device)
-
-        self._total = total
-        self._starts = put(starts)
-        self._keys = put(sequences * (total + 1) + gaps)
-        self._novel = histories.novel
-        # widths of the items before each, by id within a sequence and in the order of meeting
-        self._by_id, self._by_order = put(before), put(_before(width[items]))
-        self._left = put(total - np.diff(before[starts]))  # outside the sequence, [U]
-        self._ends = None if widths is None else put(np.cumsum(width))
+        items, starts = histories.novel.cpu().numpy(), histories.starts
+        met = _before(width[items])  # in the order of meeting
+        users, begins, moved = _pieces(items, starts, met, _before(width), width)
+        self._keys = to_device(users * (total + 1) + begins, device)
+        self._moved = to_device(moved, device)
+        self._starts, self._met = to_device(starts, device), to_device(met, device)
+        self._ends = None if widths is None else to_device(np.cumsum(width), device)
 
     def draw(self, rows: Rows, count: int, seed: int | Tensor, stream: int) -> Tensor:
         """int64 [M, count]; -1 where a user has met all there is.
@@ -85,30 +71,50 @@ class Unseen:
         seed: int | Tensor,
         stream: int,
     ) -> Tensor:
-        start = self._starts[sequences][:, None]
-        left = self._left[sequences][:, None]
-        behind = self._by_order[start + met[:, None]]
-        room = self._total - (behind - self._by_order[start])
-
+        start = self._starts[sequences]
+        room = (self._total - (self._met[start + met] - self._met[start]))[:, None]
         row = torch.arange(top, top + len(met), device=met.device)[:, None]
         fours = torch.arange(-(-count // 4), device=met.device)
         words = torch.stack(philox.words(seed, stream, row, fours), 2).flatten(1)[:, :count]
         x = (words * room) >> 32
-
-        passed = torch.searchsorted(
-            self._keys, sequences[:, None] * (self._total + 1) + x, right=True
+        piece = torch.searchsorted(
+            self._keys, x + (sequences * (self._total + 1))[:, None], right=True
         )
-        x_whole = x + self._by_id[passed] - self._by_id[start]
-        rest = behind + x - left
-        if self._ends is None:
-            found, late = x_whole, rest
-        else:
-            found = torch.searchsorted(self._ends, x_whole, right=True)
-            late = torch.searchsorted(self._by_order, rest, right=True) - 1
-        # numbers below `left` have no place in the rest, nor those above on the line
-        late = self._novel[late.clamp(0, len(self._novel) - 1)]
-        found = torch.where(x < left, found, late)
-        return torch.where(room > 0, found, -1)
+        x += self._moved[piece - 1]
+        found = x if self._ends is None else torch.searchsorted(self._ends, x, right=True)
+        return found.masked_fill_(room == 0, -1)
+
+
+def _pieces(
+    items: np.ndarray, starts: np.ndarray, met: np.ndarray, place: np.ndarray, width: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pieces of all users' lines, in order: user, where it begins, and how far it was moved.
+
+    Args:
+        items: the users' items, in the order of meeting.
+        starts: where each user's begin.
+        met: widths of the items before each of them.
+        place: where an item begins on the catalogue's line.
+        width: of an item.
+    """
+    users = np.arange(len(starts) - 1)
+    user = np.repeat(users, np.diff(starts))
+    # what is left behind the j-th item by id closes up by the widths of the items up to it
+    ids = items[np.lexsort((items, user))]
+    closed = _before(width[ids])
+    gap = closed[1:] - closed[starts[:-1]][user]
+    # the items themselves lie behind all that is left, from the last met to the first
+    left = place[-1] - np.diff(met[starts])
+    last = left[user] + met[starts[1:]][user] - met[1:]
+    latest = slice(None, None, -1)
+    pieces = (
+        np.concatenate((users, user, user[latest])),
+        np.concatenate((np.zeros_like(users), place[ids] + width[ids] - gap, last[latest])),
+        np.concatenate((np.zeros_like(users), gap, (place[items] - last)[latest])),
+    )
+    # stable: of pieces that begin at one place all but the last are empty
+    order = np.lexsort((pieces[1], pieces[0]))
+    return pieces[0][order], pieces[1][order], pieces[2][order]
 
 
 def _before(widths: np.ndarray) -> np.ndarray:
