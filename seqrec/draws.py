@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.philox import STREAM_DRAWS
-from seqrec_kernels import philox
+from seqrec_kernels.ops.random_bits import random_bits
 
 
 class Draws:
@@ -48,7 +48,7 @@ def seed(source: Randomness) -> Tensor:
 def words(count: int, source: Randomness, device: torch.device) -> Tensor:
     """Words of 64 random bits: int64 [count]."""
     if isinstance(source, Draws):
-        return philox.bits(source.seed(), STREAM_DRAWS, count)
+        return random_bits(source.seed(), STREAM_DRAWS, count)
     drawn = torch.empty(count, dtype=torch.int64, device=device)
     return drawn.random_(-(2**63), None, generator=source)
 

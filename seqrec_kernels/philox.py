@@ -76,20 +76,6 @@ def choice(
     return (words(seed, stream, c0, c1)[0] * m) >> 32
 
 
-def bits(seed: int | Tensor, stream: int, count: int, device: torch.device | None = None) -> Tensor:
-    """Words of 64 random bits, int64 ``[count]``: two a counter, ``c0 = place // 2``.
-
-    Args:
-        seed: as in `words`; a tensor says the device as well.
-        stream: as in `words`.
-        count: how many.
-        device: where to draw, for a seed that is a Python int.
-    """
-    place = seed.device if isinstance(seed, Tensor) else device
-    w0, w1, w2, w3 = words(seed, stream, torch.arange((count + 1) // 2, device=place))
-    return torch.stack((w1 << 32 | w0, w3 << 32 | w2), 1).flatten()[:count]
-
-
 def sixteens(seed: int | Tensor, stream: int, c0: Tensor, c1: Tensor | int = 0) -> Tensor:
     """Eight numbers of 16 bits a counter, int64 in [0, 2**16), as a further dimension.
 

@@ -151,6 +151,12 @@ def contrast(dtype: torch.dtype, depth: int, **changed: Any) -> None:
     triton_kernels.backward(torch.ones(()), problem, saved, [True] * 4)
 
 
+def random_bits() -> None:
+    from seqrec_kernels.ops.random_bits import triton_kernels
+
+    triton_kernels.forward(torch.tensor(3), 25, 99)
+
+
 CONTRASTS: list[dict[str, Any]] = [
     {"form": "official"},
     {"mix_high": 0.1},
@@ -244,6 +250,14 @@ def test_kernels_fit_keep_to_registers_and_use_tensor_cores(
             if FULL or launch.kernel.fn.__name__ in TILES:
                 wrong += holds(launch, chip)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("chip", [80, 90, 100])
+def test_the_kernel_that_draws_keeps_to_registers(
+    launches: Callable[..., list[Launch]], chip: int
+) -> None:
+    (launch,) = launches(chip, random_bits)
+    assert not holds(launch, chip)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -111,6 +111,14 @@ class FarDevice(TorchDispatchMode):
         finally:
             self._region = None
 
+    def launch(self, kernel: str, *arguments: Any) -> None:
+        """Write down a kernel that something other than torch launches on `FAR`."""
+        if self._region is not None:
+            self._region.operators.append(f"{kernel}{_described(arguments)}")
+            given = [x for x in tree_leaves(arguments) if isinstance(x, Tensor)]
+            if not all(isinstance(x, Far) for x in given):
+                self._region.violations.append(f"{kernel} takes a tensor of the host")
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._region is not None and func.namespace != "profiler":

@@ -13,6 +13,7 @@ import torch
 from far_device import FAR, FarDevice, Region
 from little import SETTINGS, split
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from seqrec import draws
 from seqrec.config import Config, load_config
@@ -26,7 +27,8 @@ from seqrec.training import captured
 from seqrec.training.journal import read_journal
 from seqrec.training.progress import Progress
 from seqrec.training.trainer import Trainer
-from seqrec_kernels import native
+from seqrec_kernels import native, triton_loader
+from seqrec_kernels.backend import _operators
 
 SPLIT = split()
 WARMUP = 2
@@ -138,6 +140,37 @@ def test_a_graph_could_replay_the_step(name: str, tmp_path: Path) -> None:
     assert {"aten._fused_adamw_.default", "aten.searchsorted.Tensor"} <= kinds
     losses = ("seqrec_kernels.catalog_cross_entropy_backward", "seqrec_kernels.sampled_backward")
     assert any(kind.startswith(losses) for kind in kinds)
+
+
+@pytest.mark.skipif(triton_loader.INTERPRETED, reason="kernels are interpreted here")
+@pytest.mark.parametrize("name", ["sasrec", "sasrec-prefixes", "icsrec", "fenrec-main", "cl4srec"])
+def test_a_graph_could_replay_the_launches_of_triton(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's part of the triton kernels, as on an sm_90; what they compute is not looked at."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from triton.runtime.jit import JITFunction
+
+    from seqrec_kernels import tiles
+
+    def caught(self: Any, *given: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        mode = _get_current_dispatch_mode()
+        assert isinstance(mode, FarDevice)
+        launched.add(self.fn.__name__)
+        mode.launch(self.fn.__name__, grid, *given, named)
+
+    launched: set[str] = set()
+    monkeypatch.setattr(JITFunction, "run", caught)
+    monkeypatch.setattr(tiles, "capability", lambda tensor: 90)
+    for known in _operators.values():
+        if "triton" in known:
+            monkeypatch.setitem(known, "triton", lambda queries, items: None)  # type: ignore[arg-type]
+    epoch = STEPS[name][1]
+    first, second = watched(configured(name), (epoch, epoch + 1), tmp_path)
+    assert first.violations == second.violations == []
+    assert first.operators == second.operators
+    assert {"lse_fwd_kernel", "de_bwd_kernel", "bits_kernel"} <= launched
+    assert ("pair_fwd_kernel" in launched) == (not name.startswith("sasrec"))
 
 
 def test_every_method_that_says_so_is_watched() -> None:
