@@ -1,10 +1,11 @@
-"""Where the time of a training step goes, part by part.
+"""Where the time of a training step and of an epoch goes, part by part.
 
-python -m benchmarks.where_time_goes fenrec [--batch 256] [--rounds 15]
+python -m benchmarks.where_time_goes METHOD... [--precision bfloat16] [--rounds 9] [--out FILE]
 
+METHOD is sasrec (positions, width 64, the defaults else), fenrec or r2ns (the authors' settings).
 Each part is run by itself on what the step hands it, backward included, in one thread; the parts in
-turn, round after round. The whole step is timed beside them, and so is what comes before an epoch.
-On Beauty with the authors' setting, or on a synthetic log of its size where Beauty is not at hand.
+turn, round after round. The whole step is timed beside them, and so is what an epoch has around its
+steps. On Beauty, or on a synthetic log of its size where Beauty is not at hand.
 """
 
 from __future__ import annotations
@@ -15,120 +16,255 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec_kernels import catalog_cross_entropy
+from benchmarks._common import interleaved
+from benchmarks._machine import one_thread, surroundings
+from benchmarks.test_fenrec_step import beauty
+from seqrec.config import Config, load_config
+from seqrec.data.store import SequenceStore
+from seqrec.evaluation.ranking import Evaluator
+from seqrec.methods import build
+from seqrec.methods.base import Method, Step
+from seqrec_kernels import bce_loss, catalog_cross_entropy
 
-from ._common import interleaved
-from ._machine import one_thread, surroundings
-from .test_fenrec_step import Ours, beauty, prepared, published, step_of
-
-Parts = dict[str, Callable[[], object]]
+Part = Callable[[], object]
+FORWARD, BACKWARD = "encoder, forward", "encoder, backward"
 
 
-def parts_of(ours: Ours, size: int) -> Parts:
-    """The parts of a step after the warm-up, by name; "whole step" is all of them."""
-    method, config = ours.method, ours.method.config
-    step = step_of(config, "main", "cpu", 0)
-    rows = ours.rows(0, size)
-    batch = method.batch(ours.store, rows, step)
-    table = method.encoder.table
-    assert batch.labels is not None and method.intents is not None
-    labels, intents = batch.labels, method.intents
-    encoded = method.encoder.last(batch.sequences, step.generator)
-    upstream = torch.randn_like(encoded)
-    hidden, first, second = (x.detach().requires_grad_() for x in encoded.chunk(3))
-    noise = method._noise(first, second, batch.targets, step.generator)
-    unit = intents.unit()
-    clusters = [intents.nearest(view.detach()) for view in (first, second)]
+class Work(NamedTuple):
+    """A method in the midst of its training.
+
+    Attributes:
+        config, method, store: of the run; weights as drawn.
+        rows: int64, of one batch.
+        optimizer: as the trainer makes it.
+        narrow: whether products are of bfloat16.
+    """
+
+    config: Config
+    method: Any
+    store: SequenceStore
+    rows: np.ndarray
+    optimizer: torch.optim.Optimizer
+    narrow: bool
+
+    def step(self) -> Step:
+        epoch = self.config.method.warmup_epochs  # the method's own loss or sampler has begun
+        return Step(epoch, 0, torch.Generator().manual_seed(0))
+
+    def products(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.narrow)
+
+    def loss(self) -> Tensor:
+        step = self.step()
+        batch = self.method.batch(self.store, self.rows, step)
+        with self.products():
+            found: Tensor = self.method.loss(batch, step)
+        return found
+
+    def learn(self) -> None:
+        if self.config.training.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.training.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def whole(self) -> None:
+        self.loss().backward()
+        self.learn()
+
+
+def prepared(name: str, narrow: bool) -> Work:
+    _, split = beauty()
+    preset = None if name == "sasrec" else "official-beauty"
+    sets = {"sasrec": {"encoder.dim": 64}, "r2ns": {"data.split": "leave-one-out"}}
+    config = load_config(name, preset=preset, sets=sets.get(name, {}), flags={"data.path": "-"})
+    store, method = SequenceStore(split.train), build(config, split.n_items)
+    method.prepare(store)
+    order = np.random.default_rng(0).permutation(method.rows(store))
+    optimizer = torch.optim.AdamW(
+        method.parameters(), lr=config.training.lr, weight_decay=0.0, fused=True
+    )
+    return Work(config, method, store, order[: config.training.batch], optimizer, narrow)
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
+def parts_of(work: Work) -> dict[str, Part]:
+    """The parts of a step, by name; the encoder's two are forward, and forward and backward."""
+    method, store = work.method, work.store
+    batch = method.batch(store, work.rows, work.step())
+    inputs = batch.sequences if hasattr(batch, "sequences") else batch[0]
+    positions = getattr(method, "prefixes", True) is False
 
     def encode() -> Tensor:
-        return method.encoder.last(batch.sequences, step.generator)
-
-    def fine() -> None:
-        for view, cluster in zip((first, second), clusters, strict=True):
-            centre = unit[cluster]
-            method._contrast(view, centre, cluster, noise, True, step, 1).backward()
+        with work.products():
+            of = method.encoder.forward if positions else method.encoder.last
+            found: Tensor = of(inputs, work.step().generator)
+        return found
 
     def learn() -> None:
         for parameter in method.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        ours.optimizer.step()
-        ours.optimizer.zero_grad()
+        work.learn()
+
+    hidden = encode().detach()
+    upstream = torch.randn_like(hidden)
+    of_loss = {"fenrec": contrastive, "r2ns": sampled, "sasrec": full_softmax}
+    return {
+        "batch": lambda: method.batch(store, work.rows, work.step()),
+        FORWARD: encode,
+        BACKWARD: lambda: encode().backward(upstream),
+        **of_loss[work.config.method.name](work, batch, hidden),
+        "clipping, Adam" if work.config.training.clip_norm else "Adam": learn,
+    }
+
+
+def full_softmax(work: Work, batch: Any, hidden: Tensor) -> dict[str, Part]:
+    queries, table = leaf(hidden), work.method.encoder.table
+
+    def entropy() -> None:
+        with work.products():
+            loss = catalog_cross_entropy(queries, table, batch[1])
+        loss.backward()
+
+    return {"cross-entropy": entropy}
+
+
+def sampled(work: Work, batch: Any, hidden: Tensor) -> dict[str, Part]:
+    from seqrec.negatives.base import Question
+
+    method, queries, table = work.method, leaf(hidden), work.method.encoder.table
+    epoch = work.step().epoch
+    question = Question(hidden, table.detach(), batch.targets, batch.rows, epoch, 0)
+    negatives = method._sampler(epoch).draw(question)
+
+    def entropy() -> None:
+        with work.products():
+            loss = bce_loss(queries, table, batch.targets, negatives, beta=method.beta)
+        loss.backward()
+
+    def draw() -> None:
+        with work.products():
+            method._sampler(epoch).draw(question)
+
+    return {"negatives, drawn": draw, "binary cross-entropy": entropy}
+
+
+def contrastive(work: Work, batch: Any, hidden: Tensor) -> dict[str, Part]:
+    method, step, table = work.method, work.step(), work.method.encoder.table
+    queries, first, second = (leaf(x) for x in hidden.chunk(3))
+    noise = method._noise(first, second, batch.targets, step.generator)
+    unit = method.intents.unit()
+    clusters = [method.intents.nearest(view.detach()) for view in (first, second)]
+
+    def entropy() -> None:
+        with work.products():
+            loss = catalog_cross_entropy(queries, table, *batch.labels)
+        loss.backward()
+
+    def term(x: Tensor, y: Tensor, labels: Tensor) -> None:
+        with work.products():
+            loss = method._contrast(x, y, labels, noise, True, step, 0)
+        loss.backward()
 
     return {
-        "batch: three views, labels": lambda: method.batch(ours.store, rows, step),
-        "encoder, 3 B sequences, forward": encode,
-        "encoder, forward and backward": lambda: encode().backward(upstream),
-        "cross-entropy, soft labels": lambda: catalog_cross_entropy(
-            hidden, table, *labels
-        ).backward(),
-        "noise: drawn and moved": lambda: method._noise(
+        "cross-entropy, soft labels": entropy,
+        "noise, drawn and moved": lambda: method._noise(
             first, second, batch.targets, step.generator
         ),
-        "coarse term": lambda: method._contrast(
-            first, second, batch.targets, noise, True, step, 0
-        ).backward(),
+        "coarse term": lambda: term(first, second, batch.targets),
         "nearest clusters, 2 views": lambda: [
-            intents.nearest(view.detach()) for view in (first, second)
+            method.intents.nearest(view.detach()) for view in (first, second)
         ],
-        "fine terms, 2 views": fine,
-        "Adam": learn,
-        "whole step": lambda: ours.learn(ours.loss(rows, step)),
+        "fine terms, 2 views": lambda: [
+            term(view, unit[cluster], cluster)
+            for view, cluster in zip((first, second), clusters, strict=True)
+        ],
     }
+
+
+def around(work: Work) -> dict[str, float]:
+    """Thread seconds of what an epoch does around its steps."""
+    _, split = beauty()
+    method: Method = work.method
+    evaluation = work.config.evaluation
+    found = {}
+    if getattr(method, "intents", None) is not None:
+        with work.products():
+            points, found["encoding all rows"] = timed(lambda: work.method.encoded(work.store))
+        fit = work.method.intents.fit
+        _, found["k-means, from random points"] = timed(lambda: fit(points, 0, warm=False))
+    evaluator = Evaluator(
+        split.valid, work.config.encoder.max_length, work.store.device, evaluation.batch
+    )
+    _, found["validation"] = timed(lambda: evaluator.ranks(method, [evaluation.seen]))
+    return found
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    begun = time.thread_time()
+    return call(), time.thread_time() - begun
+
+
+def table(title: str, parts: dict[str, float], whole: float, digits: int) -> list[str]:
+    lines = [f"{title:<32} {'':>8} {'share':>6}"]
+    for name, part in sorted(parts.items(), key=lambda entry: -entry[1]):
+        lines.append(f"{name:<32} {part:8.{digits}f} {part / whole:6.1%}")
+    return [*lines, f"{'together':<32} {whole:8.{digits}f} {1:6.1%}"]
+
+
+def measured(name: str, narrow: bool, rounds: int) -> list[str]:
+    """The two tables of a method."""
+    work = prepared(name, narrow)
+    with one_thread():
+        before = around(work)  # first: the clusters are fitted here
+        times, _ = interleaved({**parts_of(work), "whole": work.whole}, "cpu", rounds)
+    parts = {part: statistics.median(found) for part, found in times.items()}
+    parts[BACKWARD] -= parts[FORWARD]
+    whole = parts.pop("whole")
+    parts["between the parts"] = whole - sum(parts.values())
+    steps = math.ceil(work.method.rows(work.store) / len(work.rows))
+    seconds = {f"{steps} steps": steps * whole / 1e3, **before}
+    size = f"{name}, {beauty()[0]}, B={len(work.rows)}, {'bfloat16' if narrow else 'float32'}"
+    return [
+        *table(f"{size}: ms a step", parts, whole, 2),
+        "",
+        *table("s an epoch, one thread", seconds, sum(seconds.values()), 2),
+        "",
+    ]
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.where_time_goes")
-    parser.add_argument("method", choices=("fenrec",))
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("methods", nargs="+", choices=("sasrec", "fenrec", "r2ns"))
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="kept there too, added to what there is")
     options = parser.parse_args(arguments)
-    config = published(dropout=0.5)
-    ours = prepared(config)
-    with one_thread():
-        times, _ = interleaved(parts_of(ours, options.batch), "cpu", options.rounds)
-        table = {name: statistics.median(part) for name, part in times.items()}
-        forward = table.pop("encoder, 3 B sequences, forward")
-        table = {"encoder, forward": forward, **table}
-        table["encoder, backward"] = table.pop("encoder, forward and backward") - forward
-        whole = table.pop("whole step")
-        around, before = epoch_seconds(ours)
-    rows = len(ours.order)
-    steps = math.ceil(rows / options.batch)
-    print(f"{beauty()[0]}, B={options.batch}, one thread of {surroundings()['processor']}")
-    print(f"{'ms a step':<28} {'':>8} {'share':>6}")
-    for name, part in sorted(table.items(), key=lambda entry: -entry[1]):
-        print(f"{name:<28} {part:8.2f} {part / whole:6.1%}")
-    rest = whole - sum(table.values())
-    print(f"{'between the parts':<28} {rest:8.2f} {rest / whole:6.1%}")
-    print(f"{'whole step':<28} {whole:8.2f} {1:6.1%}")
-    epoch = steps * whole / 1e3 + around + before
-    print(f"\n{'s an epoch':<28} {'':>8} {'share':>6}")
-    for name, seconds in (
-        (f"{steps} steps", steps * whole / 1e3),
-        (f"encoding all {rows:,} rows", around),
-        ("k-means", before),
-        ("epoch, without validation", epoch),
-    ):
-        print(f"{name:<28} {seconds:8.2f} {seconds / epoch:6.1%}")
+    machine = surroundings()
+    lines = [
+        f"$ python -m benchmarks.where_time_goes {' '.join(arguments)}",
+        f"commit {machine['commit']}, one thread of {machine['processor']}, CPU time, median of "
+        f"{options.rounds} rounds",
+        "",
+    ]
+    for name in options.methods:
+        lines += measured(name, options.precision == "bfloat16", options.rounds)
+    text = "\n".join(lines)
+    print(text, end="")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with options.out.open("a") as stream:
+            stream.write(text)
     return 0
-
-
-def epoch_seconds(ours: Ours) -> tuple[float, float]:
-    """Thread seconds of encoding all rows, and of k-means as in any epoch but the first."""
-    method = ours.method
-    assert method.intents is not None
-    settings = method.config.method
-    begun = time.thread_time()
-    points = method.encoded(ours.store)
-    encoded = time.thread_time()
-    method.intents.iterations = settings.cluster_iterations
-    method.intents.restarts = settings.cluster_restarts
-    method.intents.fit(points, 0, warm=True)
-    return encoded - begun, time.thread_time() - encoded
 
 
 if __name__ == "__main__":
