@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seqrec import rundir
-from seqrec.config import Config, DataConfig
+from seqrec.config import Config
 from seqrec.data.log import InteractionLog, read_log
 from seqrec.data.split import Jagged, Split, split_log
 from seqrec.data.store import SequenceStore
@@ -25,6 +25,7 @@ from seqrec.evaluation.protocol import protocol_card
 from seqrec.evaluation.ranking import TIE_RULES
 from seqrec.evaluation.rulers import SEEN_RULES
 from seqrec.methods.base import Method
+from seqrec.settings import DataConfig
 from seqrec.training.model_file import read_model
 from seqrec_kernels import SeenItems, catalog_topk
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from seqrec import rundir
-from seqrec.config import Config, DataConfig
+from seqrec.config import Config
 from seqrec.errors import UsageError
 from seqrec.evaluation.ranking import Ranks
 from seqrec.run import Run
+from seqrec.settings import DataConfig
 
 # What says nothing about what was trained: where it ran, and how results are kept and computed.
 _APART = {"training.seed", "training.device", "training.save_every", "evaluation.batch"}

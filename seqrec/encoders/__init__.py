@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from seqrec.config import EncoderConfig
     from seqrec.encoders.base import Encoder
+    from seqrec.settings import EncoderConfig
 
 # name -> "module:class"; a string, so that listing the encoders imports no torch
 _REGISTRY = {

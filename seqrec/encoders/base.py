@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from seqrec.config import EncoderConfig
 from seqrec.data.store import Sequences
 from seqrec.draws import Randomness
 from seqrec.encoders.layout import Layout
+from seqrec.settings import EncoderConfig
 
 
 class TransformerLayer(nn.Module, ABC):

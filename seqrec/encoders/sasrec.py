@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqrec.config import EncoderConfig
 from seqrec.data.store import Sequences
 from seqrec.draws import Randomness
 from seqrec.encoders import fused
 from seqrec.encoders.base import Encoder, TransformerLayer
 from seqrec.encoders.layers import CausalSelfAttention, FeedForward, dropout
 from seqrec.encoders.layout import Layout
+from seqrec.settings import EncoderConfig
 
 
 class SASRec(Encoder):
