@@ -117,10 +117,11 @@ class Graphs:
     Args:
         replays: whether to; else every call is an ordinary one.
         say: told, in one line, where a capture failed and the steps go on without.
+        undo: takes back what a body that broke off has left behind.
     """
 
-    def __init__(self, replays: bool, say: Callable[[str], None]) -> None:
-        self.replays, self._say = replays, say
+    def __init__(self, replays: bool, say: Callable[[str], None], undo: Callable[[], None]) -> None:
+        self.replays, self._say, self._undo = replays, say, undo
         self._ready: set[Hashable] = set()
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
 
@@ -144,6 +145,7 @@ class Graphs:
     def _capture(self, key: Hashable, body: Callable[[], None]) -> None:
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+        stream = torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=pool):
                 body()
@@ -151,6 +153,8 @@ class Graphs:
             self.replays = False
             reason = " ".join(str(error).split())
             self._say(f"the step could not be captured and runs without a graph: {reason}")
+            torch.cuda.set_stream(stream)  # torch leaves its own where the capture's end fails too
+            self._undo()
             body()
             return
         self._graphs[key] = graph

@@ -150,7 +150,11 @@ class Trainer:
         if reason := self.method.not_captured(self.config):
             self.progress.line(f"seqrec: the step is no CUDA graph: {reason}")
             return None
-        runner = Graphs(capture == "auto", lambda line: self.progress.line(f"seqrec: {line}"))
+        runner = Graphs(
+            capture == "auto",
+            say=lambda line: self.progress.line(f"seqrec: {line}"),
+            undo=self.optimizer.zero_grad,
+        )
         return FixedSteps(self.method, self.store, self.config, self._update, runner)
 
     def _step(self, rows: np.ndarray) -> None:

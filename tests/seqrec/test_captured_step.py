@@ -15,7 +15,7 @@ from little import SETTINGS, split
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from seqrec import draws
+from seqrec import doctor, draws
 from seqrec.config import Config, load_config
 from seqrec.counters import DROPOUT, derive
 from seqrec.data.store import JaggedBatch, epoch_order
@@ -425,6 +425,8 @@ class Counted:
             def __exit__(self, *error: object) -> None:
                 pass
 
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: events.append("back"))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         monkeypatch.setattr(torch.cuda, "graph", Capture)
         monkeypatch.setattr(captured, "_beside", lambda body: (events.append("beside"), body())[1])
@@ -432,7 +434,7 @@ class Counted:
 
 def test_a_shape_runs_once_is_captured_and_then_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Counted(monkeypatch)
-    graphs = captured.Graphs(True, lambda line: pytest.fail(line))
+    graphs = captured.Graphs(True, pytest.fail, pytest.fail)
     for key in "aaabaabb":
         graphs.run(key, lambda key=key: counted.events.append(key))  # type: ignore[misc]
     a, b = ["capture in None", "a", "replay"], ["capture in pool", "b", "replay"]
@@ -444,10 +446,10 @@ def test_a_capture_that_fails_says_so_once_and_training_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counted, said = Counted(monkeypatch, fails=True), []
-    graphs = captured.Graphs(True, said.append)
+    graphs = captured.Graphs(True, said.append, lambda: counted.events.append("undo"))
     for _ in range(4):
         graphs.run("a", lambda: counted.events.append("a"))
-    assert counted.events == ["beside", "a", "capture in None", "a", "a", "a"]
+    assert counted.events == ["beside", "a", "capture in None", "back", "undo", "a", "a", "a"]
     assert len(said) == 1 and "operation not permitted when stream is capturing" in said[0]
 
 
@@ -461,6 +463,13 @@ def test_a_method_that_cannot_says_why_and_takes_the_jagged_step(
     monkeypatch.setattr(Progress, "line", lambda self, line: said.append(line))
     assert trainer(configured("sasrec"), tmp_path).fixed is None
     assert said == ["seqrec: the step is no CUDA graph: it tosses real coins"]
+    # those that inherit from it answer for themselves
+    captured_there, *others = doctor._graphs()
+    assert (
+        captured_there
+        == f"steps captured on cuda: {', '.join(m for m in METHODS if m != 'sasrec')}"
+    )
+    assert others == ["    not sasrec: it tosses real coins"]
 
 
 # On a GPU -----------------------------------------------------------------------------------------

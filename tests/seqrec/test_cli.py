@@ -430,7 +430,7 @@ def test_doctor_names_every_operator(command: Command) -> None:
     assert report("cpu"), "operators are registered"
     for operator in report("cpu"):
         assert f"{operator} on cpu: " in out
-    for title in ("versions", "devices", "kernels", "compiled", "to mend"):
+    for title in ("versions", "devices", "kernels", "graphs", "compiled", "to mend"):
         assert f"\n{title}" in f"\n{out}"
 
 
