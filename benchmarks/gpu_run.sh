@@ -145,6 +145,8 @@ done
 # catalog_topk has two paths on a GPU: "ours" is what dispatch takes, the other one a rival beside it
 # ("seqrec native": the selection in CUDA C++). Where a rival's ratio is below 1x on most shapes, it
 # belongs in front, in seqrec_kernels/ops/catalog_topk/__init__.py.
+# The sampled losses, recall and re-ranking run in CUDA C++ there, with "seqrec blocked" as the rival:
+# what has a ratio below 1x on most shapes should not run.
 NCU=40 # seconds kept for the last step
 SUITE=$(($(left) - NCU))
 LAST_START=$((SUITE > 40 ? SUITE - 35 : 5)) # so that the box is not what ends it

@@ -46,6 +46,16 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
     m.def(
         "add_sorted(Tensor keys, Tensor places, Tensor? weights, Tensor? rows, int per_row, "
         "float scale, Tensor(a!) heads, Tensor(b!) into) -> ()");
+    // recall and re-ranking on a GPU (common/*_operands.h)
+    m.def("best_column(Tensor queries, Tensor(a!) sums, Tensor(b!) column) -> ()");
+    m.def("column_keys(Tensor items, Tensor column, int first, int k, Tensor(a!) keys) -> ()");
+    m.def("column_numbers(Tensor items, Tensor column, Tensor(a!) keys) -> ()");
+    m.def("best_keys(Tensor keys, int part, int k, Tensor(a!) best) -> ()");
+    m.def(
+        "rerank_rows(Tensor queries, Tensor items, Tensor? candidates, Tensor? shared, "
+        "Tensor? forbidden_offsets, Tensor? forbidden_ids, Tensor? forbidden_rows, Tensor top_m, "
+        "Tensor seed, bool drop, int first_item, int first_row, Tensor(a!) numbers, "
+        "Tensor(b!) found) -> ()");
     m.def(
         "max_index_recall(Tensor queries, Tensor items, int first_item, Tensor(a!) found) -> ()");
     // `items` is the whole table

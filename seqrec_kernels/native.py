@@ -25,7 +25,8 @@ CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
 OPERATORS = (
     "cross_entropy_forward", "cross_entropy_one_pass", "cross_entropy_backward",
     "rank", "topk", "select_scores", "select_keys", "sampled", "sampled_rows",
-    "max_index_recall", "rerank_negatives", "sort_slots", "add_sorted", "contrast", "ascend_noise",
+    "sort_slots", "add_sorted", "best_column", "column_keys", "column_numbers", "best_keys",
+    "rerank_rows", "max_index_recall", "rerank_negatives", "contrast", "ascend_noise",
     "jagged_attention_forward", "jagged_attention_backward", "norm_forward", "norm_backward",
     "residual_forward", "residual_backward", "embed_forward", "embed_backward",
     "relu_forward", "relu_backward", "gelu_forward", "gelu_backward", "kmeans_step",

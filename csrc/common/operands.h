@@ -41,6 +41,16 @@ inline uint64_t addresses(const Tensor& t, uint64_t size) {
            (t.size(0) > 1 ? static_cast<uint64_t>(t.stride(0)) * size : 0);
 }
 
+// Calls task(T{}) for a float tensor's dtype T.
+template <typename Task>
+void with_type(const Tensor& t, const Task& task) {
+    const ScalarType type = t.scalar_type();
+    if (type == ScalarType::Float) return task(0.0f);
+    if (type == ScalarType::BFloat16) return task(BFloat16{});
+    if (type == ScalarType::Half) return task(Float16{});
+    throw std::runtime_error("tensors must be float32, bfloat16 or float16");
+}
+
 template <typename T, int kCount>
 struct PackOf {
     using Type = T;
@@ -50,22 +60,15 @@ struct PackOf {
 // Calls task(PackOf) for the dtype of matrices, with as many of their numbers as can be loaded at once.
 template <typename Task>
 void with_packs(const Tensor& t, std::initializer_list<const Tensor*> matrices, const Task& task) {
-    const ScalarType type = t.scalar_type();
-    const uint64_t size = type == ScalarType::Float ? 4 : 2;
+    const uint64_t size = t.scalar_type() == ScalarType::Float ? 4 : 2;
     uint64_t all = 0;
     for (const Tensor* matrix : matrices) all |= addresses(*matrix, size);
-    const auto narrow = [&](auto one) {
+    with_type(t, [&](auto one) {
         using T = decltype(one);
-        if (all % 16 == 0) return task(PackOf<T, 8>{});
-        if (all % 4 == 0) return task(PackOf<T, 2>{});
+        if (all % 16 == 0) return task(PackOf<T, 16 / sizeof(T)>{});
+        if (all % (2 * sizeof(T)) == 0) return task(PackOf<T, 2>{});
         task(PackOf<T, 1>{});
-    };
-    if (type == ScalarType::BFloat16) return narrow(BFloat16{});
-    if (type == ScalarType::Half) return narrow(Float16{});
-    if (type != ScalarType::Float) throw std::runtime_error("float32, bfloat16 or float16");
-    if (all % 16 == 0) return task(PackOf<float, 4>{});
-    if (all % 8 == 0) return task(PackOf<float, 2>{});
-    task(PackOf<float, 1>{});
+    });
 }
 
 }  // namespace seqrec

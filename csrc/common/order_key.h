@@ -30,9 +30,14 @@ SEQREC_HOST_DEVICE inline float unordered(uint32_t number) {
     return score;
 }
 
+// `id` must be below 2^32.
+SEQREC_HOST_DEVICE inline uint64_t key_of(uint32_t number, uint64_t id) {
+    return static_cast<uint64_t>(number) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+}
+
 // `score` must not be NaN, `id` must be below 2^32.
 SEQREC_HOST_DEVICE inline uint64_t order_key(float score, uint64_t id) {
-    return static_cast<uint64_t>(ordered(score)) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+    return key_of(ordered(score), id);
 }
 
 // The same for any score; 0, below every key, for NaN.

@@ -234,7 +234,7 @@ struct AddRuns {
             uint32_t key[kAhead];
             float weight[kAhead];
             Pack<T, kPack> row[kAhead];
-SEQREC_UNROLL
+            SEQREC_UNROLL
             for (int u = 0; u < kAhead; ++u) {
                 key[u] = first + u < end ? runs.keys[first + u] : runs.empty;
                 if (key[u] == runs.empty) continue;
@@ -243,7 +243,7 @@ SEQREC_UNROLL
                 if (rows == nullptr) continue;
                 row[u] = load<kPack>(rows + place / per_row * row_stride + column);
             }
-SEQREC_UNROLL
+            SEQREC_UNROLL
             for (int u = 0; u < kAhead; ++u) {
                 if (key[u] != current) {
                     put();
@@ -292,7 +292,7 @@ struct AddHeads {
             (runs.keys[middle * kTile] == key ? last : past) = middle;
         }
         float sum[kPack] = {};
-SEQREC_UNROLL_BY(4)
+        SEQREC_UNROLL_BY(4)
         for (int64_t at = tile; at <= last; ++at) {
             const Pack<float, kPack> head = load<kPack>(runs.heads + at * layout.width + column);
             for (int v = 0; v < kPack; ++v) sum[v] += head.values[v];

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "order_key.h"
+#include "program.h"
 
 namespace seqrec {
 
@@ -42,8 +43,8 @@ SEQREC_HOST_DEVICE inline uint32_t guess(const Neighbours& run, uint32_t place) 
 // Of a run the neighbours at `place` (0 is the greatest of all), which is in it: at most `enough`, or
 // else all the same number.  `reach(x)`: how many numbers there are of at least x.
 template <bool kScores, typename Reach>
-SEQREC_HOST_DEVICE Neighbours at_place(uint32_t place, Neighbours run, uint32_t enough,
-                                       const Reach& reach) {
+SEQREC_BLOCK Neighbours at_place(uint32_t place, Neighbours run, uint32_t enough,
+                                 const Reach& reach) {
     bool halve = !kScores;
     while (run.count > enough && run.low < run.high) {
         uint32_t x = halve ? 0 : guess(run, place);
@@ -70,7 +71,7 @@ SEQREC_HOST_DEVICE Neighbours at_place(uint32_t place, Neighbours run, uint32_t 
 //     ties(number)        their 2^32 - 1 - id, of the slots that have this number, as a run
 //     level(number, x)    how many of those are at least x
 template <typename Slots>
-SEQREC_HOST_DEVICE int64_t id_at_place(uint32_t place, const Neighbours& run, const Slots& slots) {
+SEQREC_BLOCK int64_t id_at_place(uint32_t place, const Neighbours& run, const Slots& slots) {
     const Neighbours found =
         at_place<true>(place, run, 1, [&](uint32_t x) { return slots.reach(x); });
     if (found.count == 1) return slots.any(found);

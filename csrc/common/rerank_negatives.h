@@ -50,14 +50,14 @@ SEQREC_HOST_DEVICE inline uint32_t number_of(float score) {
 
 // The id that the row draws from slots (place.h), `run` all their candidates; -1 for none.
 template <typename Slots>
-SEQREC_HOST_DEVICE int64_t draw(const Candidates& c, int64_t row, const Neighbours& run,
-                                const Slots& slots) {
+SEQREC_BLOCK int64_t draw(const Candidates& c, int64_t row, const Neighbours& run,
+                          const Slots& slots) {
     const uint32_t kept = c.kept(run.count);
     return kept == 0 ? -1 : id_at_place(c.drawn(row, kept), run, slots);
 }
 template <typename Slots>
-SEQREC_HOST_DEVICE int64_t draw(const Candidates& c, int64_t row, uint32_t allowed,
-                                const Slots& slots) {
+SEQREC_BLOCK int64_t draw(const Candidates& c, int64_t row, uint32_t allowed,
+                          const Slots& slots) {
     return draw(c, row, everything(allowed), slots);
 }
 

@@ -51,12 +51,9 @@ void rows(const Tensor& queries, const Tensor& items, const Tensor& positives,
     with_packs(queries, {&queries, &items}, [&](auto pack) {
         using T = typename decltype(pack)::Type;
         constexpr int kPack = decltype(pack)::kPack;
-        const Rows<T, kPack> program{call,
-                                     Layout<kPack>(queries.size(1)),
-                                     read_only<T>(queries),
-                                     read_only<T>(items),
-                                     queries.stride(0),
-                                     items.stride(0)};
+        const Rows<T, kPack> program{
+            call, read_only<T>(queries), queries.stride(0),
+            {Layout<kPack>(items.size(1)), read_only<T>(items), items.stride(0)}};
         Device::launch(queries, program, program.blocks());
     });
 }

@@ -1,10 +1,7 @@
 // The sampled losses of rows on the GPU: a warp a row, item rows read where they lie.
 //
 // **Logits.** Lane l stands for negative 32 c + l of chunk c: it reads the id, says whether it takes
-// part, and gets its logit.  Item rows are read by groups of lanes (Layout), kRows by each group before
-// the first is needed; their products are summed over the group in a tree that halves the number of
-// sums with each of its first steps, so that kRows sums cost little more than one.  Rounds in which no
-// negative takes part are left out, so that a row with one negative costs one round.
+// part, and gets its logit (gather.h).
 //
 // **Loss.** Each lane keeps the running numbers of its negatives (sampled.h), which meet at the end.
 //
@@ -17,8 +14,7 @@
 
 #pragma once
 
-#include "packs.h"
-#include "program.h"
+#include "gather.h"
 #include "sampled.h"
 
 namespace seqrec::sampled {
@@ -48,12 +44,11 @@ template <typename T, int kPack>
 struct Rows {
     using Shared = Nothing;
     static constexpr int kResident = 2;
-    static constexpr int kRows = 4;  // of a group, in flight
 
     Call call;
-    Layout<kPack> layout;
-    const T *queries, *items;
-    int64_t query_stride, item_stride;
+    const T* queries;
+    int64_t query_stride;
+    Gather<T, kPack> items;
 
     SEQREC_HOST_DEVICE int64_t blocks() const { return divided_up(call.rows, kWarps); }
 
@@ -94,99 +89,6 @@ struct Rows {
         return found;
     }
 
-    // Which lane of the chunk a group's value `u` of round `r` is for; a lane's own round and value.
-    SEQREC_BLOCK int slot_of(int lane, int r, int u) const {
-        return lane / layout.lanes * layout.lanes + u * (layout.lanes / kRows) + r;
-    }
-    SEQREC_BLOCK int rounds() const { return layout.lanes / kRows; }
-    SEQREC_BLOCK bool needed(uint32_t mask, int r) const {
-        uint32_t first = 1;  // a bit for each slot of round 0
-        for (int place = rounds(); place < kWarpSize; place *= 2) first |= first << place;
-        return (mask & first << r) != 0;
-    }
-
-    // The products of the row's query with the items of the lanes; 0 for those that take no part.
-    template <typename Warp>
-    SEQREC_BLOCK typename Warp::template Lanes<float> products(Warp& warp, const T* query,
-                                                               const Chunk<Warp>& some) const {
-        using Floats = typename Warp::template Lanes<float>;
-        Floats result;
-        warp.each([&](int lane) { result[lane] = 0.0f; });
-        for (int r = 0; r < rounds(); ++r) {
-            if (!needed(some.mask, r)) continue;
-            typename Warp::template Lanes<uint32_t> id[kRows];
-            Floats sum[kRows];
-SEQREC_UNROLL
-            for (int u = 0; u < kRows; ++u) {
-                typename Warp::template Lanes<int> from;
-                warp.each([&](int lane) {
-                    from[lane] = slot_of(lane, r, u);
-                    sum[u][lane] = 0.0f;
-                });
-                id[u] = warp.take(some.id, from);
-            }
-            warp.each([&](int lane) {
-                int column = lane % layout.lanes * kPack;
-                for (; column < layout.width; column += layout.strip()) {
-                    const Pack<T, kPack> q = load<kPack>(query + column);
-                    Pack<T, kPack> e[kRows];
-SEQREC_UNROLL
-                    for (int u = 0; u < kRows; ++u) {
-                        e[u] = q;  // where none takes part any row will do
-                        if ((some.mask >> slot_of(lane, r, u) & 1) == 0) continue;
-                        e[u] = load<kPack>(items + id[u][lane] * item_stride + column);
-                    }
-SEQREC_UNROLL
-                    for (int u = 0; u < kRows; ++u) {
-                        for (int v = 0; v < kPack; ++v) {
-                            sum[u][lane] = fmaf(q[v], e[u][v], sum[u][lane]);
-                        }
-                    }
-                }
-            });
-            Floats two[2], one;
-            halve(warp, sum[0], sum[2], layout.lanes / 2, two[0]);
-            halve(warp, sum[1], sum[3], layout.lanes / 2, two[1]);
-            halve(warp, two[0], two[1], layout.lanes / 4, one);
-            add_up(warp, one, layout.lanes / kRows);
-            warp.each([&](int lane) {
-                if (lane % rounds() == r) result[lane] = one[lane];
-            });
-        }
-        return result;
-    }
-
-    // Sums of two values over pairs of lanes: of the first in lanes without the bit `step`, of the
-    // second in those with it.
-    template <typename Warp, typename Floats>
-    SEQREC_BLOCK void halve(Warp& warp, const Floats& first, const Floats& second, int step,
-                            Floats& sum) const {
-        Floats given;
-        warp.each([&](int lane) {
-            const bool upper = lane & step;
-            given[lane] = upper ? first[lane] : second[lane];
-            sum[lane] = upper ? second[lane] : first[lane];
-        });
-        const Floats got = warp.exchange(given, step);
-        warp.each([&](int lane) { sum[lane] += got[lane]; });
-    }
-
-    // The product of two rows.
-    template <typename Warp>
-    SEQREC_BLOCK float product(Warp& warp, const T* query, const T* item) const {
-        typename Warp::template Lanes<float> sum;
-        warp.each([&](int lane) {
-            sum[lane] = 0.0f;
-            int column = lane % layout.lanes * kPack;
-            for (; column < layout.width; column += layout.strip()) {
-                const Pack<T, kPack> q = load<kPack>(query + column), e = load<kPack>(item + column);
-                for (int v = 0; v < kPack; ++v) sum[lane] = fmaf(q[v], e[v], sum[lane]);
-            }
-        });
-        add_up(warp, sum, layout.lanes);
-        return warp.same(sum);
-    }
-
     SEQREC_BLOCK float logit(float product, int64_t id) const {
         return product / call.temperature - (call.log_q != nullptr ? call.log_q[id] : 0.0f);
     }
@@ -197,9 +99,10 @@ SEQREC_UNROLL
         const int64_t positive = call.positives[row];
         const bool there = call.inside(positive);
         const T* query = queries + row * query_stride;
-        const T* own = items + (there ? positive : 0) * item_stride;
+        const Layout<kPack>& layout = items.layout;
+        const T* own = items.row(there ? positive : 0);
         float* weights = call.weights + row * call.weights_stride;
-        const float a = there ? logit(product(warp, query, own), positive) : 0.0f;
+        const float a = there ? logit(items.product(warp, query, own), positive) : 0.0f;
         const float shift = call.loss == Loss::kBpr ? a : 0.0f;
 
         // ---- the numbers of the negatives
@@ -216,7 +119,7 @@ SEQREC_UNROLL
             kept += bits_in(some.mask);
             if (some.mask == 0) continue;
             Floats b;
-            if (!call.scored) b = products(warp, query, some);
+            if (!call.scored) b = items.products(warp, query, some.id, some.mask);
             warp.each([&](int lane) {
                 if (!some.takes[lane]) return;
                 float* place = weights + first + lane;
@@ -299,44 +202,9 @@ SEQREC_UNROLL
                     if (call.keys == nullptr || call.scored) return;
                     call.keys[row * (call.count + int64_t{1}) + n] = takes ? some.id[lane] : none;
                 });
-                if (summing && active) add_rows(warp, some, weight, strip, total);
+                if (summing && active) items.add(warp, some.id, some.mask, weight, strip, total);
             }
             if (summing) write_sum(warp, row, strip, active ? own : nullptr, own_weight, total);
-        }
-    }
-
-    // Adds the weighted items of the lanes, in a strip of columns; each group adds its own.
-    template <typename Warp, typename Floats>
-    SEQREC_BLOCK void add_rows(Warp& warp, const Chunk<Warp>& some, const Floats& weight,
-                               int strip, Floats (&total)[kPack]) const {
-        for (int r = 0; r < rounds(); ++r) {
-            if (!needed(some.mask, r)) continue;
-            typename Warp::template Lanes<uint32_t> id[kRows];
-            Floats share[kRows];
-SEQREC_UNROLL
-            for (int u = 0; u < kRows; ++u) {
-                typename Warp::template Lanes<int> from;
-                warp.each([&](int lane) { from[lane] = slot_of(lane, r, u); });
-                id[u] = warp.take(some.id, from);
-                share[u] = warp.take(weight, from);
-            }
-            warp.each([&](int lane) {
-                const int column = strip + lane % layout.lanes * kPack;
-                if (column >= layout.width) return;
-                Pack<T, kPack> e[kRows];
-SEQREC_UNROLL
-                for (int u = 0; u < kRows; ++u) {
-                    if ((some.mask >> slot_of(lane, r, u) & 1) == 0) continue;
-                    e[u] = load<kPack>(items + id[u][lane] * item_stride + column);
-                }
-SEQREC_UNROLL
-                for (int u = 0; u < kRows; ++u) {
-                    if ((some.mask >> slot_of(lane, r, u) & 1) == 0) continue;
-                    for (int v = 0; v < kPack; ++v) {
-                        total[v][lane] = fmaf(share[u][lane], e[u][v], total[v][lane]);
-                    }
-                }
-            });
         }
     }
 
@@ -344,6 +212,7 @@ SEQREC_UNROLL
     template <typename Warp, typename Floats>
     SEQREC_BLOCK void write_sum(Warp& warp, int64_t row, int strip, const T* own,
                                 float own_weight, Floats (&total)[kPack]) const {
+        const Layout<kPack>& layout = items.layout;
         for (int step = kWarpSize / 2; step >= layout.lanes; step /= 2) {
             for (int v = 0; v < kPack; ++v) {
                 const Floats other = warp.exchange(total[v], step);

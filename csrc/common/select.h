@@ -228,7 +228,7 @@ SEQREC_BLOCK void largest(Block& block, Shared& s, const Source& source, int64_t
     });
 }
 
-// ---- the two kernels -----------------------------------------------------------------------------
+// ---- the programs --------------------------------------------------------------------------------
 
 // The k best of each part of each row of scores: a block each.
 struct ScoreProblem {
@@ -257,6 +257,23 @@ struct ScoreProblem {
                             first + start};
         largest(block, s, source, n, k,
                 reinterpret_cast<uint64_t*>(keys + row * keys_stride + place * k));
+    }
+};
+
+// The k best of each part of keys, as keys: a block each.
+struct KeyParts {
+    using Shared = select::Shared;
+    static constexpr int kResident = 4;
+    const int64_t* keys;  // [width]
+    int64_t width, part;
+    int64_t* best;  // [parts, k]
+    uint32_t k;
+
+    template <typename Block>
+    SEQREC_BLOCK void run(Block& block, Shared& s, int64_t place, int64_t) const {
+        const int64_t start = place * part;
+        const int64_t n = width - start < part ? width - start : part;
+        largest(block, s, Keys{keys + start}, n, k, reinterpret_cast<uint64_t*>(best + place * k));
     }
 };
 

@@ -3,21 +3,10 @@
 
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-#include <stdexcept>
-
+#include "operands.h"
 #include "select.h"
 
 namespace seqrec::select {
-
-using torch::stable::Tensor;
-
-template <typename T>
-const T* numbers_of(const std::optional<Tensor>& t) {
-    return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
-}
 
 inline uint32_t wanted(int64_t k) {
     if (k < 1 || k >= int64_t{1} << 31) throw std::runtime_error("k must be in [1, 2^31)");
@@ -31,20 +20,20 @@ void select_scores(const Tensor& scores, const std::optional<Tensor>& bias, int6
                    const std::optional<Tensor>& seen_rows, const Tensor& keys) {
     if (part < 1 || part > kMostPart) throw std::runtime_error("part must be in [1, 16384]");
     ScoreProblem p{};
-    p.scores = static_cast<const float*>(scores.const_data_ptr());
-    p.bias = numbers_of<float>(bias);
+    p.scores = read_only<float>(scores);
+    p.bias = read_only<float>(bias);
     p.rows = scores.size(0);
     p.width = scores.size(1);
     p.stride = scores.stride(0);
     p.part = part;
     p.first = first;
     if (seen_offsets.has_value()) {
-        p.seen = {numbers_of<int64_t>(seen_offsets), numbers_of<int64_t>(seen_ids),
-                  numbers_of<int64_t>(seen_rows),    seen_offsets->size(0) - 1,
-                  seen_ids->size(0),                 first_item,
+        p.seen = {read_only<int64_t>(seen_offsets), read_only<int64_t>(seen_ids),
+                  read_only<int64_t>(seen_rows),    seen_offsets->size(0) - 1,
+                  seen_ids->size(0),                first_item,
                   items};
     }
-    p.keys = static_cast<int64_t*>(keys.mutable_data_ptr());
+    p.keys = writable<int64_t>(keys);
     p.keys_stride = keys.stride(0);
     p.k = wanted(k);
     if (keys.size(1) != p.parts() * k) throw std::runtime_error("keys must be [rows, parts * k]");
@@ -53,12 +42,12 @@ void select_scores(const Tensor& scores, const std::optional<Tensor>& bias, int6
 
 template <typename Device>
 void select_keys(const Tensor& keys, int64_t first_item, const Tensor& scores, const Tensor& ids) {
-    const KeyProblem p{static_cast<const int64_t*>(keys.const_data_ptr()),
+    const KeyProblem p{read_only<int64_t>(keys),
                        keys.size(0),
                        keys.size(1),
                        first_item,
-                       static_cast<float*>(scores.mutable_data_ptr()),
-                       static_cast<int64_t*>(ids.mutable_data_ptr()),
+                       writable<float>(scores),
+                       writable<int64_t>(ids),
                        wanted(ids.size(1))};
     Device::launch(keys, p, p.rows);
 }

@@ -88,7 +88,11 @@ struct EmulatedBlock {
     T read(const T* p) {
         return *p;
     }
-    uint32_t add(uint32_t* p) { return (*p)++; }
+    uint32_t add(uint32_t* p, uint32_t more = 1) {
+        const uint32_t before = *p;
+        *p += more;
+        return before;
+    }
     void mark(uint32_t* p, uint32_t bits) { *p |= bits; }
 };
 

@@ -73,8 +73,10 @@ struct Block {
         return value;
     }
 
-    // Adds 1; what stood there before.  Sums of integers do not depend on who comes first.
-    __device__ __forceinline__ uint32_t add(uint32_t* p) { return atomicAdd(p, 1u); }
+    // What stood there before.  Sums of integers do not depend on who comes first.
+    __device__ __forceinline__ uint32_t add(uint32_t* p, uint32_t more = 1) {
+        return atomicAdd(p, more);
+    }
 
     __device__ __forceinline__ void mark(uint32_t* p, uint32_t bits) { atomicOr(p, bits); }
 };

@@ -94,8 +94,8 @@ bool loses() {
     call.weights = weights.data();
     call.weights_stride = kCount + 1;
     call.keys = keys.data();
-    const sampled::Rows<float, 4> program{call,   Layout<4>(kWidth), queries.data(),
-                                          items.data(), kWidth,      kWidth};
+    const sampled::Rows<float, 4> program{
+        call, queries.data(), kWidth, {Layout<4>(kWidth), items.data(), kWidth}};
     launch(program, program.blocks());
 
     const auto product = [&](int row, int64_t id) {

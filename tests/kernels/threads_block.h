@@ -107,7 +107,9 @@ struct ThreadBlock {
         barrier->wait();
         return value;
     }
-    uint32_t add(uint32_t* p) { return __atomic_fetch_add(p, 1u, __ATOMIC_RELAXED); }
+    uint32_t add(uint32_t* p, uint32_t more = 1) {
+        return __atomic_fetch_add(p, more, __ATOMIC_RELAXED);
+    }
     void mark(uint32_t* p, uint32_t bits) { __atomic_fetch_or(p, bits, __ATOMIC_RELAXED); }
 };
 
