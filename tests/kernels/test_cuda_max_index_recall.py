@@ -79,6 +79,16 @@ def test_rows_summed_by_many_blocks_have_the_mean_of_all() -> None:
     assert torch.equal(max_index_recall(q[:-1], e, 9), e[:, 67].topk(9).indices)
 
 
+def test_items_beyond_2_31(way: None) -> None:
+    # address space on the CPU, of which a few pages are ever touched; 8 GiB on a GPU
+    stride = 2**30 + 1
+    far = torch.empty(2 * stride + 5).as_strided((3, 5), (stride, 1))
+    near = torch.randn(3, 5)
+    far.copy_(near)
+    q = torch.randn(4, 5)
+    assert torch.equal(max_index_recall(q, far, 3), max_index_recall(q, near, 3))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
 def test_on_a_gpu_it_is_native_and_a_graph_can_be_replayed() -> None:

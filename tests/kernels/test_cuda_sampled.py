@@ -143,6 +143,22 @@ def test_strided_expanded_and_unaligned_inputs_none_written(shared: bool) -> Non
 
 
 @SHARED
+def test_items_beyond_2_31(shared: bool) -> None:
+    # address space on the CPU, of which a few pages are ever touched; 8 GiB on a GPU
+    stride = 2**30 + 4
+    far = torch.empty(2 * stride + 16).as_strided((3, 16), (stride, 1))
+    near = torch.randn(3, 16)
+    far.copy_(near)
+    q, ids = torch.randn(20, 16), torch.randint(3, (20, 4))
+    found = []
+    for items in (far, near):
+        items.requires_grad_()
+        value = sampled_softmax_loss(q, items, ids[:, 0], ids[0] if shared else ids)
+        found.append([value, *torch.autograd.grad(value, items)])
+    assert all(map(torch.equal, *found))
+
+
+@SHARED
 def test_memory_is_the_workspace_and_the_gradients(
     shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
