@@ -8,6 +8,7 @@ was resumed they count what came after.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,19 @@ def draw(tables: Sequence[Table], path: Path) -> None:
 
     curves = [[[curve(run, t.metric) for run in row.runs] for row in t.rows] for t in tables]
     with matplotlib.rc_context(_LOOK):
-        figure = Figure(figsize=(7.0, 0.4 + 3.1 * len(tables)), layout="constrained")
-        panels = figure.subplots(len(tables), 2, sharey="row", squeeze=False)
-        for table, lines, (left, right) in zip(tables, curves, panels, strict=True):
+        keys = [math.ceil(sum(bool(row.runs) for row in table.rows) / 2) for table in tables]
+        heights = [3.3 + 0.16 * rows for rows in keys]  # inches: the panels and their key
+        figure = Figure(figsize=(7.0, sum(heights)), layout="constrained")
+        parts = figure.subfigures(len(tables), 1, squeeze=False, height_ratios=heights)
+        for table, lines, part in zip(tables, curves, parts.flat, strict=True):
+            left, right = part.subplots(1, 2, sharey=True)
             _panels(table, lines, left, right)
+            part.legend(
+                *left.get_legend_handles_labels(),
+                loc="outside lower center",
+                ncols=2,
+                fontsize=7,
+            )
         with replacing(path.resolve()) as temporary:
             # no date inside: equal runs give equal pictures
             form = path.suffix[1:].lower()
@@ -135,4 +145,3 @@ def _panels(table: Table, lines: Sequence[Any], left: Any, right: Any) -> None:
         panel.set_xlim(left=0)
         panel.set_ylim(bottom=0)
     left.set_title(f"{table.source}, {table.protocol['id']}", loc="left", fontsize=9)
-    right.legend(*left.get_legend_handles_labels(), loc="lower right", fontsize=7)

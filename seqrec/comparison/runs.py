@@ -207,12 +207,24 @@ def _told_apart(rows: Sequence[Sequence[Finished]]) -> list[str]:
     names = dict.fromkeys(name for one in settings for name in one)
     differing = [n for n in names if len({repr(one.get(n)) for one in settings}) > 1]
     by_value = [" ".join(f"{n}={one[n]}" for n in differing if n in one) for one in settings]
-    places = [_place(row) for row in rows]
+    places = _differing_parts([_place(row) for row in rows])
     for told in (presets, by_value if len(differing) <= 3 else [], places):
         if len(set(told)) == len(rows):
             return told
     # seeds of several rows lie in one folder: the row of this run
     return [str(row[0].directory) for row in rows]
+
+
+def _differing_parts(places: Sequence[str]) -> list[str]:
+    """Directories without the parts that all of them begin or end with."""
+    parts = [Path(place).parts for place in places]
+    shortest = min(map(len, parts)) - 1
+    first = last = 0
+    while first < shortest and len({one[first] for one in parts}) == 1:
+        first += 1
+    while first + last < shortest and len({one[-1 - last] for one in parts}) == 1:
+        last += 1
+    return [os.path.join(*one[first : len(one) - last]) for one in parts]
 
 
 def _place(row: Sequence[Finished]) -> str:

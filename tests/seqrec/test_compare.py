@@ -17,7 +17,7 @@ import pytest
 
 import seqrec
 from seqrec import cli
-from seqrec.comparison.runs import by_settings, read
+from seqrec.comparison.runs import _differing_parts, by_settings, read
 from seqrec.evaluation.bootstrap import paired_bootstrap
 from seqrec.evaluation.ranking import Ranks
 
@@ -109,10 +109,16 @@ def test_one_setting_with_one_seed_twice_is_no_sample_of_seeds(
     rows = by_settings([read(path) for path in (runs["seed-0"], runs["seed-5"], *again)])
     assert [[run.seed for run in row] for row in rows] == [[0, 5], [0], [5]]
     (table,) = seqrec.compare([runs["seed-0"], again[0]])
+    shared = os.path.commonpath([runs["seed-0"], again[0]])
     assert [row.label for row in table.rows[:2]] == [
-        f"sasrec {runs['seed-0']}",
-        f"sasrec {again[0]}",
+        f"sasrec {path.relative_to(shared)}" for path in (runs["seed-0"], again[0])
     ]
+
+
+def test_what_all_directories_begin_and_end_with_names_no_row() -> None:
+    assert _differing_parts(["out/a/seed-0", "out/b-c/seed-0"]) == ["a", "b-c"]
+    assert _differing_parts(["/x/a", "/x/a/b"]) == ["a", "a/b"]
+    assert _differing_parts(["a/b/b", "a/b"]) == ["b/b", "b"]
 
 
 # Differences -------------------------------------------------------------------------------------
@@ -211,12 +217,13 @@ def test_the_reference_is_chosen_on_validation(
 
     change_result(lucky, spoil)
     (table,) = seqrec.compare([lucky, runs["seed-0"]])
-    assert table.reference == f"sasrec {runs['seed-0']}"
+    shared = os.path.commonpath([lucky, runs["seed-0"]])
+    assert table.reference == f"sasrec {runs['seed-0'].relative_to(shared)}"
     (found, *_) = table.rows
     assert found.differences["HR@10"].value > 0 and found.differences["HR@10"].low is None
     assert any(str(lucky) in note and "No interval" in note for note in table.notes)
     (table,) = seqrec.compare([lucky, runs["seed-0"]], against="first")
-    assert table.reference == f"sasrec {lucky}"
+    assert table.reference == f"sasrec {lucky.relative_to(shared)}"
 
 
 def test_kept_runs_without_ranks_still_make_a_table(capfd: pytest.CaptureFixture[str]) -> None:

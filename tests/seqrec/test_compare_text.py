@@ -123,7 +123,8 @@ def test_the_picture_shows_every_seed_and_both_rulers(
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     (figure,) = drawn
     assert len(figure.axes) == 2 * len(tables)
-    for table, (left, right) in zip(tables, [figure.axes[:2], figure.axes[2:]], strict=True):
+    for table, part in zip(tables, figure.subfigs, strict=True):
+        left, right = part.axes
         assert table.source in left.get_title(loc="left")
         assert table.protocol["id"] in left.get_title(loc="left")
         members = [run for row in table.rows for run in row.runs]
@@ -136,7 +137,8 @@ def test_the_picture_shows_every_seed_and_both_rulers(
             level = {round(line.get_ydata()[0], 9) for line in panel.lines}
             for row in table.rows[-2:]:
                 assert round(row.metrics["valid"][table.metric].mean, 9) in level
-        legend = [entry.get_text() for entry in right.get_legend().get_texts()]
+        (key,) = part.legends
+        legend = [entry.get_text() for entry in key.get_texts()]
         assert legend == [row.label for row in table.rows if row.runs]
 
 
