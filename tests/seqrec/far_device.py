@@ -15,7 +15,6 @@ violation.  The operators of `seqrec_kernels` are opened: what they do inside is
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,13 +47,13 @@ def _no_way_in(*arguments: Any, **names: Any) -> Tensor:
     raise RuntimeError("torch.tensor(..., device=FAR) copies from the host")
 
 
-@functools.cache
-def _registered() -> torch.library.Library:
-    """Makes `FAR` known to torch, which a process can do once and not take back."""
+# Autograd asks one kind of device for its streams: beside a GPU, it would ask this one from now on.
+# It counts devices at its first backward, so this cannot wait until it is needed.
+BESIDE_A_GPU = torch.cuda.is_available()
+if not BESIDE_A_GPU:
     _setup_privateuseone_for_python_backend("far", backend_module=_Backend())
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("empty_strided", _no_way_in, "PrivateUse1")
-    return library
+    _library = torch.library.Library("aten", "IMPL")
+    _library.impl("empty_strided", _no_way_in, "PrivateUse1")
 
 
 class Far(Tensor):
@@ -104,10 +103,8 @@ class FarDevice(TorchDispatchMode):
     """
 
     def __init__(self, closed: Collection[str] = ()) -> None:
-        if torch.cuda.is_available():
-            # autograd asks one kind of device for its streams, and would ask this one from then on
+        if BESIDE_A_GPU:
             pytest.skip("beside a GPU, a device of our own would take its place in autograd")
-        _registered()
         super().__init__()
         self._closed = closed
         self._region: Region | None = None
