@@ -33,6 +33,10 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "cl4srec-fixed": ("cl4srec", {"training.capture": "fixed"}),
     # a width that the fused encoder takes
     "sasrec-bfloat16": ("sasrec", {"training.precision": "bfloat16", "encoder.dim": 32}),
+    "sasrec-fixed-bfloat16": (
+        "sasrec",
+        {"training.precision": "bfloat16", "training.capture": "fixed", "encoder.dim": 32},
+    ),
     "fenrec-bfloat16": ("fenrec", {"training.precision": "bfloat16", "encoder.dim": 32}),
 }
 #: what makes an epoch on a little log short; set where the method reads it
