@@ -233,9 +233,26 @@ def test_where_it_runs() -> None:
         assert not fused.runs(torch.zeros(1, 64, dtype=dtype))
     assert not fused.runs(torch.zeros(1, 64, device="meta"))
     with torch.autocast("cpu", torch.bfloat16):
-        assert not fused.runs(torch.zeros(1, 64))
-    with torch.autocast("cpu", enabled=False):
         assert fused.runs(torch.zeros(1, 64))
+
+
+def test_what_a_narrow_product_gives_is_taken_wide() -> None:
+    """Sums and norms are float32 under autocast, and the gradient has the product's dtype."""
+    x, h = torch.randn(2, 9, 32, generator=generator(1)).unbind()
+    bias, norm = torch.randn(32, generator=generator(2)), nn.LayerNorm(32)
+    narrow = h.bfloat16().requires_grad_()
+    for call in (
+        lambda h: fused.residual(x, h, bias, 0.5, generator()),
+        lambda h: fused.residual_norm(x, h, bias, norm, 0.5, generator()),
+        lambda h: fused.relu(h, bias, 0.5, generator()),
+        lambda h: fused.gelu(h, bias),
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = call(narrow)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, call(narrow.float()))
+        (grad,) = torch.autograd.grad(found.sum(), narrow)
+        assert grad.dtype == torch.bfloat16 and grad.isfinite().all()
 
 
 def test_no_version_falls_back_to_the_portable_kernels() -> None:
