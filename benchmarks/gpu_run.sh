@@ -140,6 +140,14 @@ for tool in memcheck racecheck; do
   fi
 done
 
+# ---- epochs ---------------------------------------------------------------------------------------
+
+if [ $DRY = 1 ]; then
+  step epochs suite 150 "$PYTHON" -m benchmarks.captured_epochs --device cpu --tiny --epochs 1
+else
+  step epochs suite 60 "$PYTHON" -m benchmarks.captured_epochs --device cuda
+fi
+
 # ---- the suite -----------------------------------------------------------------------------------
 
 # catalog_topk has two paths on a GPU: "ours" is what dispatch takes, the other one a rival beside it

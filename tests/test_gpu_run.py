@@ -42,9 +42,9 @@ def test_a_dry_run_takes_every_step_or_says_why_not(dry: Path) -> None:
     verdicts = {step["name"]: (step["verdict"], step["words"]) for step in result["steps"]}
     assert list(verdicts) == [
         *("wheels", "environment", "plan", "tests", "small_shapes", "memcheck", "racecheck"),
-        *("suite", "ncu"),
+        *("epochs", "suite", "ncu"),
     ]
-    for name in ("environment", "plan", "small_shapes", "suite"):
+    for name in ("environment", "plan", "small_shapes", "epochs", "suite"):
         assert verdicts[name][0] == "passed", verdicts[name]
     for name in ("wheels", "memcheck", "racecheck", "ncu"):
         assert verdicts[name][0] == "skipped" and verdicts[name][1].startswith("dry: ")
