@@ -33,6 +33,7 @@ FAMILIES = (
     "catalog_rank",
     "catalog_topk",
     "contrast",
+    "jagged_attention",
     "max_index_recall",
     "rerank_negatives",
     "sampled",

@@ -20,6 +20,7 @@ from seqrec_kernels import backend, hard_negative_info_nce
 
 from ._common import is_ours
 from .run import DTYPES, FAMILIES
+from .test_jagged_attention import Shape as Attention
 from .test_max_index_recall import Shape as Recall
 from .test_rerank_negatives import Shape as Rerank
 from .test_sampled import Shape as Sampled
@@ -46,6 +47,7 @@ SHAPES = {
         Sampled("bce", 70, 33, 1003, 256),
         Sampled("bpr", 70, 133, 1003, 50, shared=True),
     ],
+    "jagged_attention": [Attention(9, 20, 70, 50, 1, 0.3), Attention(5, 90, 200, 128, 2)],
 }
 
 

@@ -120,6 +120,28 @@ def pair_tile(kind: str, dtype: torch.dtype, depth: int) -> Tile:
     return Tile(few, 64, chunk, out, 8, 2)
 
 
+def attention_tile(kind: str, dtype: torch.dtype, size: int, last: bool) -> Tile:
+    """The tile of an attention kernel, whose ``rows`` are queries and ``items`` keys.
+
+    A head is never cut. With one query a sequence the queries of a tile share no key: few of them
+    meet as many keys as they have at all.
+
+    Args:
+        kind: "forward", "rows" (gradient of the queries) or "columns" (of keys and values).
+        dtype: of the operands. size: of a head. last: one query a sequence.
+    """
+    if OVERRIDE is not None:
+        return OVERRIDE
+    width = max(16, triton.next_power_of_2(size))
+    narrow = dtype != torch.float32
+    if not narrow:
+        return Tile(16 if last else 32, 32, width, width, 4 if width <= 32 else 8, 1)
+    # of a pair the backward has twice as much in registers
+    items = 64 if kind == "forward" and width <= 64 else 32
+    warps = 4 if width <= (32 if kind == "columns" else 64) else 8
+    return Tile(16 if last else 64, items, width, width, warps, 2)
+
+
 def capability(tensor: Tensor) -> int:
     """The compute capability of a tensor's device, e.g. 90; of the interpreter, the smallest."""
     if not tensor.is_cuda:
@@ -165,6 +187,7 @@ def dense_rows(table: Tensor) -> Tensor:
 # ---- device functions ----------------------------------------------------------------------------
 
 _UPCAST = tl.constexpr(INTERPRETED)
+_HALF_MAX = tl.constexpr(torch.finfo(torch.float16).max)
 
 
 @triton.jit
@@ -221,3 +244,11 @@ def scores(
             b_r = load_rows(right, i_r, n_r, i_d, STRIDE_R, D, BR, BD)  # [BR, BD]
             b_s = dot(b_c, tl.trans(b_r), b_s, PRECISION)
     return b_s
+
+
+@triton.jit
+def narrowed(b_w, dtype: tl.constexpr):
+    """Weights as a product takes them; float16 stops at its largest number, a NaN stays one."""
+    if dtype == tl.float16:
+        b_w = tl.clamp(b_w, -_HALF_MAX, _HALF_MAX, propagate_nan=tl.PropagateNan.ALL)
+    return b_w.to(dtype)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_run.sh"
 FAMILIES = (
     *("catalog_cross_entropy", "catalog_rank", "catalog_topk", "contrast"),
-    *("max_index_recall", "rerank_negatives", "sampled"),
+    *("jagged_attention", "max_index_recall", "rerank_negatives", "sampled"),
 )
 
 

@@ -157,6 +157,21 @@ def random_bits() -> None:
     triton_kernels.forward(torch.tensor(3), 25, 99)
 
 
+def attention(dtype: torch.dtype, depth: int, last: bool = False) -> None:
+    """Of two heads, each `depth` wide, packed as a projection gives them, with dropout."""
+    if depth > (64 if dtype == torch.float32 else 128):
+        return  # wider heads run elsewhere
+    from seqrec_kernels.ops.jagged_attention import triton_kernels
+    from seqrec_kernels.ops.jagged_attention.problem import Problem
+
+    rows, offsets = torch.zeros(9, 6 * depth, dtype=dtype), torch.tensor([0, 4, 9])
+    q, kv = torch.zeros(2, 2 * depth, dtype=dtype), torch.zeros(9, 4 * depth, dtype=dtype)
+    held = (q, kv, None) if last else (rows, None, None)
+    problem = Problem(*held, offsets, torch.tensor(3), 2, not last, last, 1000, None)
+    out, saved = triton_kernels.forward(problem, [True] * 3)
+    triton_kernels.backward(out, problem, [out, *saved], [True] * 3)
+
+
 CONTRASTS: list[dict[str, Any]] = [
     {"form": "official"},
     {"mix_high": 0.1},
@@ -168,6 +183,7 @@ CONTRASTS: list[dict[str, Any]] = [
 TILES = {
     "lse_fwd_kernel", "dq_bwd_kernel", "de_bwd_kernel", "level_kernel", "count_kernel",
     "topk_kernel", "pair_fwd_kernel", "da_bwd_kernel", "dn_bwd_kernel",
+    "attention_fwd_kernel", "attention_dq_bwd_kernel", "attention_dkv_bwd_kernel",
 }  # fmt: skip
 
 
@@ -189,7 +205,9 @@ def holds(launch: Launch, chip: int) -> list[str]:
     if name in TILES and not found:
         wrong.append(f"{here}: no tensor-core instruction")
     # items of a float32 gradient are 32 rows of a product: too few for a warp group's instruction
-    narrow = name == "de_bwd_kernel" and launch.constants()["BV"] < 64
+    # and so are an attention's queries of float32, or one a sequence
+    constants = launch.constants()
+    narrow = constants["BV"] < 64 if name == "de_bwd_kernel" else constants.get("BM", 64) < 64
     if name in TILES and not narrow and PRODUCT[chip] not in found:
         wrong.append(f"{here}: {found} and not {PRODUCT[chip]}")
     return wrong
@@ -240,9 +258,10 @@ if FULL:
 def test_kernels_fit_keep_to_registers_and_use_tensor_cores(
     launches: Callable[..., list[Launch]], chip: int, dtype: torch.dtype, depth: int
 ) -> None:
-    calls: list[Callable[..., None]] = [cross_entropy, rank, topk, contrast]
+    calls: list[Callable[..., None]] = [cross_entropy, rank, topk, contrast, attention]
     if FULL:
         calls += [cross_entropy_in_parts, partial(rank, seen_score=0.0)]
+        calls += [partial(attention, last=True)]
         calls += [partial(contrast, **changed) for changed in CONTRASTS]
     wrong = []
     for call in calls:
@@ -276,7 +295,7 @@ def test_aligned_tables_are_read_ahead(
 def test_no_launch_leaves_the_fusing_of_products_and_sums_to_a_default(
     launches: Callable[..., list[Launch]],
 ) -> None:
-    calls = (cross_entropy, cross_entropy_in_parts, rank, topk, contrast)
+    calls = (cross_entropy, cross_entropy_in_parts, rank, topk, contrast, attention)
     found = [x for call in calls for x in launches(90, partial(call, torch.float32, 64))]
     # `launches` takes the option out of every launch and fails where one does not say it
     assert {x.kernel.fn.__name__ for x in found} >= TILES
@@ -300,7 +319,7 @@ def test_ranking_never_takes_a_single_tf32_product(launches: Callable[..., list[
 def test_one_kernel_serves_every_length(launches: Callable[..., list[Launch]]) -> None:
     found = [
         x
-        for call in (cross_entropy, cross_entropy_in_parts, rank, topk, contrast)
+        for call in (cross_entropy, cross_entropy_in_parts, rank, topk, contrast, attention)
         for x in launches(90, partial(call, torch.bfloat16, 64))
     ]
     for launch in found:

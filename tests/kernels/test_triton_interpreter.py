@@ -17,7 +17,10 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 HERE = Path(__file__).parent
-FAMILIES = ["catalog_cross_entropy", "catalog_rank", "catalog_topk", "contrast", "random_bits"]
+FAMILIES = [
+    *("catalog_cross_entropy", "catalog_rank", "catalog_topk", "contrast"),
+    *("jagged_attention", "random_bits"),
+]
 
 
 @pytest.mark.slow

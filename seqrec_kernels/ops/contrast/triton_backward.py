@@ -34,10 +34,9 @@ from seqrec_kernels.ops.contrast.triton_pairs import (
     inverse,
     load_vector,
     mix_ratio,
-    narrowed,
     pair_weights,
 )
-from seqrec_kernels.tiles import dot, load_rows, scores
+from seqrec_kernels.tiles import dot, load_rows, narrowed, scores
 
 __all__ = ["backward"]
 

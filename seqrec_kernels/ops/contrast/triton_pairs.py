@@ -32,7 +32,6 @@ LN2 = tl.constexpr(math.log(2.0))
 _TWO_LOG2E = tl.constexpr(2 * math.log2(math.e))
 _LEAST_SQUARE = tl.constexpr(LEAST_SQUARE)
 _STREAM_MIX = tl.constexpr(philox.STREAM_MIX)
-_HALF_MAX = tl.constexpr(torch.finfo(torch.float16).max)
 
 
 class Operands(NamedTuple):
@@ -213,11 +212,3 @@ def pair_weights(
     b_phi, b_outer, b_inner = focal(b_s, sharp, lift, FOCAL)
     b_w += tl.exp2((b_phi + shift) * scale2 - b_lse) * (b_outer + b_inner)
     return tl.where(m_kept, b_w, 0.0), b_own
-
-
-@triton.jit
-def narrowed(b_w, dtype: tl.constexpr):
-    """Weights as a product takes them; float16 stops at its largest number, a NaN stays one."""
-    if dtype == tl.float16:
-        b_w = tl.clamp(b_w, -_HALF_MAX, _HALF_MAX, propagate_nan=tl.PropagateNan.ALL)
-    return b_w.to(dtype)

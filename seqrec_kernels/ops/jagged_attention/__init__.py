@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from seqrec_kernels import checks
+from seqrec_kernels import checks, triton_loader
 from seqrec_kernels.backend import choose, register
 from seqrec_kernels.ops.jagged_attention import autograd, blocked, native, reference
 from seqrec_kernels.ops.jagged_attention.problem import Problem
 
 __all__ = ["jagged_attention"]
 
+
+def _triton_unsupported(queries: Tensor, keys: Tensor) -> str | None:
+    """Of one head, which a tile holds whole: beyond these widths registers spill."""
+    widest = 64 if queries.dtype == torch.float32 else 128
+    if queries.shape[1] > widest:
+        return f"a head of {queries.shape[1]} numbers of {queries.dtype} is wider than {widest}"
+    return triton_loader.unsupported(queries, keys)
+
+
 register(
     "jagged_attention",
     {
         "native": native.unsupported,
+        "triton": _triton_unsupported,
         "blocked": blocked.unsupported,
         "reference": reference.unsupported,
     },

@@ -7,6 +7,7 @@ from torch import Tensor
 from seqrec_kernels.ops.jagged_attention import blocked, native
 from seqrec_kernels.ops.jagged_attention.problem import Problem
 from seqrec_kernels.ops.registration import Registered
+from seqrec_kernels.triton_loader import TritonKernels
 
 __all__ = ["jagged_attention"]
 
@@ -19,7 +20,11 @@ jagged_attention = Registered(
     "jagged_attention",
     Problem,
     wanted=("queries", "keys", "values"),
-    implementations={"native": native, "blocked": blocked},
+    implementations={
+        "native": native,
+        "triton": TritonKernels("jagged_attention"),
+        "blocked": blocked,
+    },
     output=_output,
     keeps_output=True,
 )

@@ -22,8 +22,13 @@ from torch import Tensor
 
 from seqrec_kernels import philox
 from seqrec_kernels.backend import not_float64 as unsupported
-from seqrec_kernels.ops.jagged_attention.native import saved_shapes
-from seqrec_kernels.ops.jagged_attention.problem import Problem, gradients, operands, spans
+from seqrec_kernels.ops.jagged_attention.problem import (
+    Problem,
+    gradients,
+    operands,
+    saved_shapes,
+    spans,
+)
 
 __all__ = ["backward", "forward", "saved_shapes", "unsupported"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seqrec_kernels.native import unsupported
-from seqrec_kernels.ops.jagged_attention.problem import Problem, gradients, operands
+from seqrec_kernels.ops.jagged_attention.problem import Problem, gradients, operands, saved_shapes
 
 __all__ = ["backward", "forward", "saved_shapes", "unsupported"]
 
@@ -35,11 +35,6 @@ def backward(
         saved[1], *parts,
     )  # fmt: skip
     return [part.to(grad.dtype) for part in found]
-
-
-def saved_shapes(problem: Problem, needs: list[bool]) -> list[tuple[int, ...]]:
-    """Shapes of what ``forward`` saves, all float32: the registration's fake mirrors them."""
-    return [(problem.queries.shape[0], problem.heads)] if any(needs) else []
 
 
 def _rows(problem: Problem) -> list[Tensor]:

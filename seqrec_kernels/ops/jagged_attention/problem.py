@@ -39,7 +39,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Problem", "gradients", "operands", "spans"]
+__all__ = ["Problem", "gradients", "operands", "saved_shapes", "spans"]
 
 
 class Problem(NamedTuple):
@@ -116,6 +116,11 @@ def _apart(problem: Problem, held: Sequence[Tensor | None]) -> tuple[Tensor | No
     if problem.values is None:
         return (first, *((None, None) if second is None else second.chunk(2, 1)))
     return first, second, third
+
+
+def saved_shapes(problem: Problem, needs: list[bool]) -> list[tuple[int, ...]]:
+    """Shapes of what a ``forward`` saves: the log-sum-exps, float32."""
+    return [(problem.queries.shape[0], problem.heads)] if any(needs) else []
 
 
 def spans(problem: Problem) -> tuple[Tensor, Tensor]:
