@@ -69,21 +69,22 @@ class CausalSelfAttention(nn.Module):
 
     def mixed(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [N, D], what :meth:`forward` projects: the heads' values, mixed."""
-        qkv = self.input(x)
-        if layout.fixed is not None or fused.runs(x, self.heads):
-            offsets, p = layout.batch.offsets, self.dropout
-            return fused.self_attention(qkv, offsets, self.heads, p, generator, layout.fixed)
+        qkv, offsets = self.input(x), layout.batch.offsets
+        if self._unpadded(x, layout):
+            return fused.self_attention(
+                qkv, offsets, self.heads, self.dropout, generator, layout.longest
+            )
         blocks = [self._attend(block, generator) for block in layout.rectangles(qkv)]
         return layout.tokens(blocks)
 
     def last_mixed(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [B, D], what :meth:`last` projects."""
-        queries, pairs = self.last_input(x, layout)
-        if layout.fixed is not None or fused.runs(x, self.heads):
-            offsets, p = layout.batch.offsets, self.dropout
+        (queries, pairs), offsets = self.last_input(x, layout), layout.batch.offsets
+        if self._unpadded(x, layout):
             return fused.last_attention(
-                queries, pairs, offsets, self.heads, p, generator, layout.fixed
-            )
+                queries, pairs, offsets, self.heads, self.dropout, generator,
+                layout.longest,
+            )  # fmt: skip
         blocks = [
             self._attend_last(*block, generator)
             for block in zip(
@@ -94,6 +95,10 @@ class CausalSelfAttention(nn.Module):
             )
         ]
         return layout.by_row(blocks)
+
+    def _unpadded(self, x: Tensor, layout: Layout) -> bool:
+        """Whether attention takes the tokens as they are, and no rectangles."""
+        return layout.fixed or x.device.type != "cpu" or fused.runs(x, self.heads)
 
     def last_input(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """[N, D] -> queries [B, D] of the last tokens; keys and values [N, 2 D] of all."""

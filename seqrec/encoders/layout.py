@@ -1,8 +1,8 @@
 """Rectangles for attention: a jagged batch cut into a few blocks of rows of similar length.
 
 On the public logs 80 to 87 % of the slots of a padded batch are padding.  Sorted by length into
-rectangles whose widths grow by half, under a third of the slots are (on the CPU; on a GPU few large
-kernels are worth more than few slots, so there it is one rectangle as wide as the longest row).
+rectangles whose widths grow by half, under a third of the slots are.  They are for a CPU without
+the compiled attention; wherever else, nothing is padded at all.
 """
 
 from __future__ import annotations
@@ -42,9 +42,15 @@ class Layout:
         self.batch = batch
 
     @property
-    def fixed(self) -> int | None:
-        """What no sequence is longer than, where only the device knows their lengths, else None."""
-        return self.batch.max_length if isinstance(self.batch, FixedBatch) else None
+    def fixed(self) -> bool:
+        """Whether only the device knows the lengths."""
+        return isinstance(self.batch, FixedBatch)
+
+    @property
+    def longest(self) -> int:
+        """What no sequence is longer than."""
+        assert isinstance(self.batch, JaggedBatch | FixedBatch)
+        return self.batch.max_length
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -61,7 +67,7 @@ class Layout:
         gathers = [none]
         places = torch.empty(self.batch.items.shape[0], dtype=torch.int64)
         filled = 0
-        groups = _groups(lengths, single=device.type != "cpu")
+        groups = _groups(lengths)
         for rows in groups:
             counts = lengths[rows, None]
             width = int(counts.max())
@@ -113,10 +119,10 @@ class Layout:
         ]
 
 
-def _groups(lengths: Tensor, single: bool) -> list[Tensor]:
-    """Row numbers a rectangle; without padding worth the name on the CPU."""
-    if single or lengths.numel() == 0:
-        return [torch.arange(lengths.numel())] if lengths.numel() else []
+def _groups(lengths: Tensor) -> list[Tensor]:
+    """Row numbers a rectangle."""
+    if lengths.numel() == 0:
+        return []
     order = torch.argsort(lengths, stable=True)
     edges, edge, longest = [], 4, int(lengths.max())
     while edge < longest:

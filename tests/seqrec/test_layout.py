@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from little import jagged
 from torch import Tensor
 
 from seqrec.data.store import JaggedBatch, SequenceStore
-from seqrec.encoders import layout as layout_module
+from seqrec.encoders.layers import CausalSelfAttention
 from seqrec.encoders.layout import Layout
 
 SHAPES = {
@@ -27,17 +29,8 @@ def batch_of(lengths: list[int]) -> JaggedBatch:
     return store.batch(np.arange(len(lengths)), max(lengths))
 
 
-@pytest.fixture(params=[False, True], ids=["groups", "single"])
-def single(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Both layouts on the CPU: in groups, and as one rectangle (a GPU's)."""
-    if request.param:
-        groups = layout_module._groups
-        monkeypatch.setattr(layout_module, "_groups", lambda lengths, single: groups(lengths, True))
-    return bool(request.param)
-
-
 @pytest.mark.parametrize("lengths", SHAPES.values(), ids=SHAPES)
-def test_there_and_back(lengths: list[int], single: bool) -> None:
+def test_there_and_back(lengths: list[int]) -> None:
     batch = batch_of(lengths)
     layout = Layout(batch)
     x = torch.randn(sum(lengths), 3)
@@ -45,12 +38,10 @@ def test_there_and_back(lengths: list[int], single: bool) -> None:
     assert torch.equal(layout.tokens(blocks), x)
     assert [tuple(block.shape[:2]) for block in blocks] == layout.shapes
     assert sum(rows for rows, _ in layout.shapes) == len(lengths)
-    if single:
-        assert layout.shapes == [(len(lengths), max(lengths))]
 
 
 @pytest.mark.parametrize("lengths", SHAPES.values(), ids=SHAPES)
-def test_rows_stand_whole_and_from_the_left(lengths: list[int], single: bool) -> None:
+def test_rows_stand_whole_and_from_the_left(lengths: list[int]) -> None:
     batch = batch_of(lengths)
     # a token says where it is from: row, place
     marks = torch.stack([batch.rows(), batch.places()], 1).double()
@@ -81,7 +72,7 @@ def mixed(x: Tensor, layout: Layout) -> Tensor:
 
 
 @pytest.mark.parametrize("lengths", SHAPES.values(), ids=SHAPES)
-def test_values_and_gradients_are_those_of_each_row_alone(lengths: list[int], single: bool) -> None:
+def test_values_and_gradients_are_those_of_each_row_alone(lengths: list[int]) -> None:
     batch = batch_of(lengths)
     x = torch.randn(sum(lengths), 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(sum(lengths), 2, dtype=torch.float64)
@@ -113,7 +104,7 @@ def _pairs(padded: Tensor, weight: Tensor, lengths: list[int]) -> list[tuple[Ten
 
 
 @pytest.mark.parametrize("lengths", [[1, 6, 3], [50, 1, 1, 2]])
-def test_what_stands_in_padded_slots_reaches_nothing(lengths: list[int], single: bool) -> None:
+def test_what_stands_in_padded_slots_reaches_nothing(lengths: list[int]) -> None:
     """Poison every slot that is no token, after the gather and in the gradient on the way back."""
     batch = batch_of(lengths)
     layout = Layout(batch)
@@ -148,18 +139,29 @@ def test_no_gradient_is_added_twice_or_lost() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_is_one_rectangle_and_the_host_waits_for_nothing() -> None:
+def test_on_a_gpu_nothing_is_padded_and_the_host_waits_for_nothing() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    store = SequenceStore(jagged([1, 2, 3], [4], [5, 6]), "cuda")
-    torch.cuda.set_sync_debug_mode("error")
+    run("cuda", torch.cuda.set_sync_debug_mode)
+
+
+def test_on_other_devices_nothing_is_padded() -> None:
+    run("meta", lambda mode: None)
+
+
+def run(device: str, watch: Callable[[str], None]) -> None:
+    """Both ways through attention and back, on a device whose memory the host does not read."""
+    host = SequenceStore(jagged([1, 2, 3], [4], [5, 6])).batch(np.arange(3), 10)
+    batch = JaggedBatch(host.items.to(device), host.offsets.to(device), host.lengths)
+    attention = CausalSelfAttention(32, 2, 0.0).to(device)
+    x = torch.randn(6, 32, device=device, requires_grad=True)
+    watch("error")
     try:
-        batch = store.batch(np.arange(3), 10)
         layout = Layout(batch)
-        x = torch.randn(6, 4, device="cuda", requires_grad=True)
-        y = layout.tokens(layout.rectangles(x))
-        y.sum().backward()
+        every, one = attention(x, layout, None), attention.last(x, layout, None)
+        (every.sum() + one.sum()).backward()
     finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert layout.shapes == [(3, 3)]
-    assert torch.equal(x, y)
+        watch("default")
+    assert every.shape == (6, 32) and one.shape == (3, 32)
+    assert x.grad is not None and x.grad.shape == x.shape
+    assert "_plan" not in vars(layout)
