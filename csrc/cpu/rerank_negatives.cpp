@@ -29,7 +29,7 @@ namespace {
 using rerank::Candidates;
 
 constexpr int64_t kRows = 16;         // of a task
-constexpr int64_t kBlock = 128;       // shared rows that kRows queries meet in one go
+constexpr int64_t kBlock = 1 << 12;   // numbers of the shared rows that kRows queries meet in one go
 constexpr int64_t kFloats = 1 << 18;  // scores a thread, unless one row has more
 
 constexpr int64_t kFetched = 16;      // rows that begin to load before any is scored
@@ -193,8 +193,9 @@ class Call {
                 int64_t stride;
                 query[i] = queries_.read(top + i, 1, s.queries + i * padded_, stride);
             }
-            for (int64_t first = 0; first < bank_.count(); first += kBlock) {
-                const int64_t count = std::min(kBlock, bank_.count() - first);
+            const int64_t block = std::max<int64_t>(kBlock / padded_ / kPad, 1) * kPad;
+            for (int64_t first = 0; first < bank_.count(); first += block) {
+                const int64_t count = std::min(block, bank_.count() - first);
                 for (int64_t i = 0; i < held; ++i) {
                     sampled_kernels().dots(query[i], bank_.rows.data() + first, count, padded_,
                                            s.scores + i * width_ + first);
@@ -250,23 +251,24 @@ class Call {
 
     // Brings together a row's own candidates that are allowed; how many, -1 where one is wrong.
     int64_t gather(int64_t row, Scratch& s) const {
+        const Candidates c = c_;  // a copy, which nothing that is written here could change
+        int64_t* ids = s.ids.data() + shares_;
+        const float** rows = s.rows.data();
         int64_t held = 0;
-        for (int64_t i = 0; i < c_.owned; ++i) {
-            const int64_t id = c_.own_id(row, i);
-            if (c_.wrong(id)) return -1;
-            if (id == -1 || s.taken.holds(id)) continue;
-            if (c_.drop) {
-                s.taken.add(id);
-                s.marked.push_back(id);
-            }
-            const float* own = table_.row(id, s.copies + held * padded_);
-            if (table_.ready && held < kFetched) {
-                for (int64_t d = 0; d < padded_; d += 16) __builtin_prefetch(own + d);
-            }
-            s.rows[static_cast<size_t>(held)] = own;
-            s.ids[static_cast<size_t>(shares_ + held++)] = id;
+        bool wrong = false;
+        for (int64_t i = 0; i < c.owned; ++i) {
+            const int64_t id = c.own_id(row, i);
+            wrong |= c.wrong(id);
+            if (!c.inside(id) || (c.drop ? !s.taken.add(id) : s.taken.holds(id))) continue;
+            ids[held] = id;
+            rows[held] = table_.row(id, s.copies + held * padded_);
+            ++held;
         }
-        return held;
+        for (int64_t i = 0; table_.ready && i < std::min(held, kFetched); ++i) {
+            for (int64_t d = 0; d < padded_; d += 16) __builtin_prefetch(rows[i] + d);
+        }
+        if (c.drop) s.marked.insert(s.marked.end(), ids, ids + held);
+        return wrong ? -1 : held;
     }
 
     const Candidates c_;

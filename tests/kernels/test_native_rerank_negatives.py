@@ -21,7 +21,7 @@ from rerank_calls import (
     whole,
 )
 
-from seqrec_kernels import SeenItems, native, rerank_negatives
+from seqrec_kernels import SeenItems, rerank_negatives
 from seqrec_kernels.ops.rerank_negatives import native as compiled
 from seqrec_kernels.ops.rerank_negatives.problem import Problem
 
@@ -134,6 +134,19 @@ def test_what_nobody_checked_reads_nothing_outside() -> None:
             assert (ours == -1).all()
 
 
+def test_opcheck_and_compiled_equals_eager() -> None:
+    q, e, own = torch.randn(4, 4), torch.randn(90, 4), torch.randint(90, (4, 7))
+    met, shared = SeenItems.from_lists([[3, 3, 80], [], [1], [2]]), torch.tensor([1, 5, 5])
+    operator = torch.ops.seqrec_kernels.rerank_negatives.default
+    numbers = (torch.tensor(3), torch.tensor(9))
+    torch.library.opcheck(operator, (q, e, own, shared, *met, *numbers, True, 0, "native"))
+
+    def call(q: Any, e: Any, own: Any) -> Any:
+        return rerank_negatives(q, e, own, 3, shared=shared, forbidden=met, seed=9)
+
+    assert torch.equal(torch.compile(call, fullgraph=True)(q, e, own), call(q, e, own))
+
+
 PEAK = """
 import json, resource, sys
 import torch
@@ -172,4 +185,3 @@ def test_the_number_of_candidates_does_not_change_what_one_scores() -> None:
     for cut in (1, 17, 199):
         mixed = rerank_negatives(q, e, own[:, :cut], 1, shared=own[0, cut - 1 :])
         assert torch.equal(mixed, best)
-    assert native.versions()
