@@ -20,7 +20,7 @@ lint: $(VENV)/.installed  ## style and types
 bench: $(VENV)/.installed  ## speed and memory beside the peers; `make bench ARGS="--shapes all"`
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-readme: $(VENV)/.installed  ## write the kept demo run's output into the README
+readme: $(VENV)/.installed  ## write the kept results into README.md and docs
 	$(BIN)/python tests/seqrec/test_readme.py
 
 clean:

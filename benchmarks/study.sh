@@ -10,8 +10,9 @@ shift 2
 read -ra seqrec <<<"${SEQREC:-seqrec}"
 
 width="encoder.dim=64"
-prefixes="training.epochs=20 training.patience=20"
-fenrec="method.gamma=0.2 method.contrast=hard-negative method.noise=2 method.warmup_epochs=5"
+prefixes="training.epochs=12 training.patience=12"
+fenrec="method.gamma=0.2 method.contrast=hard-negative method.warmup_epochs=3"
+unmixed="method.mask_same=true method.mix_weight=0"
 # name of the row, method, seeds, what differs from the method's defaults
 rows=(
   "sasrec sasrec 0,1,2 training.epochs=40"
@@ -19,9 +20,15 @@ rows=(
   "cl4srec cl4srec 0 $prefixes"
   "duorec duorec 0 $prefixes"
   "icsrec icsrec 0 $prefixes"
-  "fenrec fenrec 0 $prefixes $fenrec"
+  "fenrec fenrec 0 $prefixes method.warmup_epochs=3"
+  "cl4srec-fenrec-unmixed cl4srec 0 $prefixes $fenrec $unmixed"
+  "duorec-fenrec-unmixed duorec 0 $prefixes $fenrec $unmixed"
+)
+# FENRec's loss whole, on frameworks without intent clusters: it runs away; once is enough to see it
+runaway=(
   "cl4srec-fenrec cl4srec 0 $prefixes $fenrec"
   "duorec-fenrec duorec 0 $prefixes $fenrec"
+  "cl4srec-fenrec-masked cl4srec 0 $prefixes $fenrec method.mask_same=true"
 )
 splits=(
   "leave-one-out sasrec 0,1,2 data.split=leave-one-out"
@@ -51,6 +58,7 @@ finished=()
 for set in ${SETS:-Beauty Toys_and_Games ml-100k}; do
   case $set in
     ml-*) file="$data/$set.inter" list=("${splits[@]}") ;;
+    Beauty) file="$data/$set.txt" list=("${rows[@]}" "${runaway[@]}") ;;
     *) file="$data/$set.txt" list=("${rows[@]}") ;;
   esac
   if [ ! -e "$file" ]; then

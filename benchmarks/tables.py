@@ -1,6 +1,6 @@
-"""The README's tables, from the results kept under ``benchmarks/results/``.
+"""The tables of README.md and docs/*.md, from the results under ``benchmarks/results/``.
 
-No figure of the README is typed: ``make readme`` writes them, and a test compares.
+No figure of theirs is typed: ``make readme`` writes them, and a test compares.
 """
 
 from __future__ import annotations
@@ -27,6 +27,30 @@ OFFICIAL = {
     "icsrec-official-beauty": ("seqrec train icsrec", ".0936/.0569"),
     "fenrec-official-beauty": ("seqrec train fenrec", ".1019/.0608"),
 }
+
+# name of a table in docs/, and the kept runs in it, below benchmarks/results
+COMPARED = {
+    "Beauty": "study/Beauty",
+    "Toys_and_Games": "study/Toys_and_Games",
+    "ml-100k": "study/ml-100k",
+    "r2ns-beauty": "r2ns-beauty",
+}
+
+
+def compared(name: str) -> str:
+    """What ``seqrec compare`` prints of kept runs, its headings two levels deeper."""
+    from seqrec.comparison import compare, text
+
+    runs = sorted((RESULTS / COMPARED[name]).glob("*/*/result.json"))
+    tables = compare([str(path.parent) for path in runs])
+    return text.render(tables, "md").replace("### ", "##### ").rstrip()
+
+
+def peers() -> str:
+    """What ``benchmarks.peers`` has found."""
+    from .peers import table
+
+    return table(json.loads((RESULTS / "2026-11-21-cpu-peers" / "result.json").read_text()))
 
 
 def official() -> str:

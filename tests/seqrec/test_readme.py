@@ -1,7 +1,7 @@
-"""The README is true: its output, its Python, its commands, its files.
+"""The README and the study are true: their output, their Python, their commands, their files.
 
-Run as a program (``make readme``) it writes the demo's output and the tables of figures into the
-README, from the results kept under ``benchmarks/results``.
+Run as a program (``make readme``) it writes the demo's output and the tables of figures into both,
+from the results kept under ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +19,46 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+# the tables of kept runs in each
+DOCUMENTS = {
+    "study.md": ("Beauty", "Toys_and_Games", "ml-100k"),
+    "r2ns.md": ("r2ns-beauty",),
+}
 DEMO = ROOT / "benchmarks" / "results" / "demo" / "result.json"
 KERNELS = ROOT / "benchmarks" / "results" / "2026-11-21-cpu" / "result.json"
 
 
-def rendered() -> str:
-    """The README with what the kept results say."""
+def contents() -> dict[Path, dict[str, Callable[[], str]]]:
+    """What stands in the marked places of each document."""
     from benchmarks import tables
     from seqrec import report
 
-    demo = report.finished(json.loads(DEMO.read_text()), Path("runs/demo"))
-    text = README.read_text()
-    for name, content in (
-        ("demo", f"```\n{demo}\n```"),
-        ("trained", tables.trained()),
-        ("official", tables.official()),
-        ("kernels", tables.kernels(KERNELS)),
-    ):
+    def demo() -> str:
+        return f"```\n{report.finished(json.loads(DEMO.read_text()), Path('runs/demo'))}\n```"
+
+    return {
+        README: {
+            "demo": demo,
+            "trained": tables.trained,
+            "official": tables.official,
+            "peers": tables.peers,
+            "kernels": partial(tables.kernels, KERNELS),
+        },
+        **{
+            ROOT / "docs" / name: {one: partial(tables.compared, one) for one in found}
+            for name, found in DOCUMENTS.items()
+        },
+    }
+
+
+def rendered(document: Path) -> str:
+    """A document with what the kept results say."""
+    text = document.read_text()
+    for name, content in contents()[document].items():
         block = re.compile(rf"(<!-- {name}: [^\n]*-->\n)(.*)(<!-- end of {name} -->)", re.DOTALL)
-        assert block.search(text), f"the README has no place for {name}"
-        text = block.sub(lambda match, content=content: f"{match[1]}{content}\n{match[3]}", text)
+        assert block.search(text), f"{document} has no place for {name}"
+        new = content()
+        text = block.sub(lambda match, new=new: f"{match[1]}{new}\n{match[3]}", text)
     return text
 
 
@@ -44,8 +66,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def test_every_figure_is_that_of_a_kept_result() -> None:
-    assert README.read_text() == rendered(), "run `make readme`"
+@pytest.mark.parametrize(
+    "document", [README, *(ROOT / "docs" / name for name in DOCUMENTS)], ids=lambda path: path.name
+)
+def test_every_figure_is_that_of_a_kept_result(document: Path) -> None:
+    assert document.read_text() == rendered(document), "run `make readme`"
 
 
 @pytest.mark.slow
@@ -150,4 +175,5 @@ def test_every_make_target_and_file_is_there() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))  # for benchmarks, which is not installed
-    README.write_text(rendered())
+    for document in contents():
+        document.write_text(rendered(document))
