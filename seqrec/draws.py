@@ -37,11 +37,11 @@ class Draws:
 Randomness = torch.Generator | Draws
 
 
-def seed(source: Randomness) -> Tensor:
-    """A seed for an operator that draws its own numbers: int64, 0-d, on the source's device."""
+def seed(source: Randomness, device: torch.device) -> Tensor:
+    """A seed for an operator that draws its own numbers: int64, 0-d."""
     if isinstance(source, Draws):
         return source.seed()
-    drawn = torch.empty((), dtype=torch.int64, device=source.device)
+    drawn = torch.empty((), dtype=torch.int64, device=device)
     return drawn.random_(-(2**63), None, generator=source)
 
 

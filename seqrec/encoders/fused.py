@@ -54,7 +54,7 @@ def self_attention(
         generator: seeds the draws; None: nothing is dropped.
         max_length: no sequence is longer; a GPU need not be asked for that then.
     """
-    drawn = _attended(p, generator)
+    drawn = _attended(p, generator, qkv.device)
     return jagged_attention(qkv, None, None, offsets, heads=heads, max_length=max_length, **drawn)
 
 
@@ -71,7 +71,7 @@ def last_attention(
 
     Arguments as in :func:`self_attention`.
     """
-    drawn = _attended(p, generator)
+    drawn = _attended(p, generator, queries.device)
     return jagged_attention(
         queries, pairs, None, offsets, heads=heads, last=True, max_length=max_length, **drawn
     )
@@ -139,16 +139,16 @@ def gelu(h: Tensor, bias: Tensor) -> Tensor:
     return found
 
 
-def _attended(p: float, generator: Randomness | None) -> dict[str, Any]:
+def _attended(p: float, generator: Randomness | None, device: torch.device) -> dict[str, Any]:
     """What both forms of attention drop."""
-    return {} if generator is None else {"dropout": p, "seed": seed(generator)}
+    return {} if generator is None else {"dropout": p, "seed": seed(generator, device)}
 
 
 def _draws(p: float, generator: Randomness | None) -> tuple[Tensor, int]:
     """A seed, 0-d int64, and how many of 65536 are dropped."""
     if generator is None:
         return torch.zeros((), dtype=torch.int64), 0
-    return seed(generator), min(round(p * 65536), 65535)
+    return seed(generator, torch.device("cpu")), min(round(p * 65536), 65535)
 
 
 class _Embedding(torch.autograd.Function):

@@ -15,6 +15,7 @@ violation.  The operators of `seqrec_kernels` are opened: what they do inside is
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,9 +49,14 @@ def _no_way_in(*arguments: Any, **names: Any) -> Tensor:
 
 
 # Autograd asks one kind of device for its streams: beside a GPU, it would ask this one from now on.
-# It counts devices at its first backward, so this cannot wait until it is needed.
+# It counts devices at its first backward, so this cannot wait until it is needed; and other parts
+# of torch (opcheck, torch.compile) then ask this device too. So it wants a process of its own.
 BESIDE_A_GPU = torch.cuda.is_available()
 if not BESIDE_A_GPU:
+    if os.environ.get("SEQREC_FAR_DEVICE") != "1":
+        pytest.skip(
+            "test_far_process.py runs this in a process of its own", allow_module_level=True
+        )
     _setup_privateuseone_for_python_backend("far", backend_module=_Backend())
     _library = torch.library.Library("aten", "IMPL")
     _library.impl("empty_strided", _no_way_in, "PrivateUse1")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from far_device import FAR, FarDevice
 from little import SETTINGS, jagged
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,7 +22,7 @@ from seqrec.methods.base import Step
 from seqrec.methods.sampled import SampledMethod, calibrated
 from seqrec.negatives import build_sampler
 from seqrec.negatives.base import Question
-from seqrec_kernels import SeenItems, philox, rerank_negatives
+from seqrec_kernels import philox
 
 ITEMS = 40
 ROWS = [np.random.default_rng(n).integers(0, ITEMS, n).tolist() for n in (5, 9, 1, 12, 3, 7)]
@@ -195,30 +194,6 @@ def test_the_warm_up_is_uniform_and_then_the_sampler_s_own(monkeypatch: pytest.M
     assert [method.facts(epoch)["top_m"] for epoch in (2, 3, 30)] == [200, 122, 5]
     monkeypatch.setattr(method.warm, "draw", lambda question: pytest.fail("too late"))
     method.loss(batch, step(2))
-
-
-@pytest.mark.parametrize("rows", ["positions", "prefixes"])
-@pytest.mark.parametrize("sampler", ["uniform", "popularity", "dns+", "r2ns"])
-def test_no_step_waits_for_the_device(
-    rows: str, sampler: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """But inside an operator with forbidden items, where nothing faster than torch runs."""
-
-    def rerank(*args: Any, forbidden: SeenItems | None, **more: Any) -> Tensor:
-        assert forbidden is not None and str(forbidden.ids.device) == FAR
-        return rerank_negatives(*args, **more)
-
-    monkeypatch.setattr("seqrec.negatives.r2ns.rerank_negatives", rerank)
-    named = config(method__rows=rows, negatives__sampler=sampler)
-    with FarDevice() as far:
-        method = build(named, ITEMS).to(FAR)
-        store = SequenceStore(jagged(*ROWS), FAR)
-        method.prepare(store)
-        for epoch in (0, 1):
-            with far.region() as region:
-                method.loss(method.batch(store, np.arange(4), step()), step(epoch)).backward()
-            waits = [violation for violation in region.violations if "waits" in violation]
-            assert not waits
 
 
 # Settings -----------------------------------------------------------------------------------------
