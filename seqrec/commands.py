@@ -12,9 +12,8 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from importlib import import_module, util
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from seqrec.errors import UsageError
 from seqrec.keys import alternatives
@@ -368,29 +367,13 @@ peers), on the same inputs, in turns, each checked before it is timed; then prin
         add("--out", metavar="FILE", default="seqrec-bench.json", help="every figure, as JSON")
 
     def run(self, args: argparse.Namespace) -> None:
-        run = _benchmarks()
+        from seqrec import bench
+
         words = [*args.families]
         for name in ("device", "shapes", "dtypes", "rounds", "seconds", "out"):
             if getattr(args, name) is not None:
                 words += [f"--{name}", str(getattr(args, name))]
-        try:
-            wrong = run.main(words, "seqrec bench")
-        except run.Mistake as mistake:
-            raise UsageError(str(mistake), "seqrec bench", "see `seqrec bench --help`") from None
-        if wrong:
-            raise RuntimeError(f"a result of ours is wrong; {args.out} says which")
-
-
-def _benchmarks() -> Any:
-    """The module that measures: in an installed seqrec a part of it, in a checkout beside it.
-
-    Raises:
-        UsageError: what the benchmarks are written with is not installed.
-    """
-    if util.find_spec("pytest") is None:
-        raise UsageError("the benchmarks need pytest", "seqrec bench", "pip install pytest")
-    installed = util.find_spec("seqrec.benchmarks") is not None
-    return import_module("seqrec.benchmarks.run" if installed else "benchmarks.run")
+        bench.run(words)
 
 
 class Doctor(Command):
