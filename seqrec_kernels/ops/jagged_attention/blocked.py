@@ -118,7 +118,7 @@ def _parts(problem: Problem, longest: int) -> Iterator[_Part]:
     floats = _floats(problem)
     for rows, width in _groups(lengths, longest, read=lengths.device.type == "cpu"):
         queries = 1 if problem.last else width
-        size = max(1, floats // (problem.heads * queries * width))
+        size = max(1, floats // (problem.heads * queries * _columns(problem, width)))
         for some in rows.split(size):
             yield _Part(problem, some, width)
 
@@ -126,6 +126,11 @@ def _parts(problem: Problem, longest: int) -> Iterator[_Part]:
 def _floats(problem: Problem) -> int:
     scale = TILES.cuda if problem.queries.device.type == "cuda" else 1
     return TILES.floats * scale // (TILES.draws if problem.dropped else 1)
+
+
+def _columns(problem: Problem, width: int) -> int:
+    """Keys of a rectangle; with dropout also those that share a counter with its first and last."""
+    return width + 14 if problem.dropped else width
 
 
 def _groups(lengths: Tensor, longest: int, read: bool) -> list[tuple[Tensor, int]]:
@@ -176,7 +181,8 @@ class _Part:
             )
             return
         count, width = self.inside.shape
-        size = max(1, _floats(self.problem) // (self.problem.heads * count * width))
+        columns = _columns(self.problem, width)
+        size = max(1, _floats(self.problem) // (self.problem.heads * count * columns))
         for top in range(0, width, size):
             some = slice(top, top + size)
             inside = self.inside[:, some]
