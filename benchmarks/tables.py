@@ -143,7 +143,7 @@ def kernels(path: Path) -> str:
         if entry.get("group", "paper") != "paper":
             continue
         peaks = entry["peak_mib"]
-        ours = f"{entry['milliseconds']['ours']['median']:.0f} ms, {_mib(peaks['ours'])}"
+        ours = f"{_ms(entry['milliseconds']['ours']['median'])}, {_mib(peaks['ours'])}"
         rivals = (f"{n} {x:.2f}x, {_mib(peaks[n])}" for n, x in entry["ratio_to_ours"].items())
         lines.append(f"| {case} | {ours} | {'; '.join(rivals)} |")
     place = f"{found['processor']}, {found['instructions']}, {found['threads']} thread"
@@ -237,6 +237,10 @@ def _beaten(cases: dict[str, Any]) -> list[str]:
         named = "; ".join(f"{name} {', '.join(cases)}" for name, cases in where.items())
         lines.append(f"{title}: {named or 'none of these'}.")
     return lines
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f} ms" if value >= 9.95 else f"{value:.2g} ms"
 
 
 def _mib(value: float | None) -> str:

@@ -25,6 +25,7 @@ DOCUMENTS = {
     "r2ns.md": ("r2ns-beauty",),
 }
 DEMO = ROOT / "benchmarks" / "results" / "demo" / "result.json"
+NEWER = ROOT / "benchmarks" / "results" / "2026-11-21-cpu-recall-attention" / "result.json"
 KERNELS = ROOT / "benchmarks" / "results" / "2026-11-21-cpu" / "result.json"
 
 
@@ -43,6 +44,7 @@ def contents() -> dict[Path, dict[str, Callable[[], str]]]:
             "official": tables.official,
             "peers": tables.peers,
             "kernels": partial(tables.kernels, KERNELS),
+            "newer kernels": partial(tables.kernels, NEWER),
         },
         **{
             ROOT / "docs" / name: {one: partial(tables.compared, one) for one in found}
