@@ -20,12 +20,12 @@ def draws(root: int = 5) -> Draws:
 
 def test_every_draw_has_a_seed_of_its_own() -> None:
     one, other = draws(), draws()
-    found = [int(seed(one)) for _ in range(4)]
+    found = [int(seed(one, CPU)) for _ in range(4)]
     assert len(set(found)) == 4
-    assert found == [int(seed(other)) for _ in range(4)]
-    assert not set(found) & {int(seed(draws(50))) for _ in range(4)}
+    assert found == [int(seed(other, CPU)) for _ in range(4)]
+    assert not set(found) & {int(seed(draws(50), CPU)) for _ in range(4)}
     # the root is a hash of 63 bits; at their end the seeds go on with the negative ones
-    assert int(seed(draws(2**63 - 1))) == -(2**63)
+    assert int(seed(draws(2**63 - 1), CPU)) == -(2**63)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 64])
@@ -50,7 +50,7 @@ def test_a_generator_draws_what_it_always_has() -> None:
     wanted = torch.empty(9, dtype=torch.int64).random_(-(2**63), None, generator=b)
     assert torch.equal(words(9, a, CPU), wanted)
     scalar = torch.zeros((), dtype=torch.int64).random_(-(2**63), None, generator=b)
-    assert torch.equal(seed(a), scalar)
+    assert torch.equal(seed(a, CPU), scalar)
     assert torch.equal(normal(3, 5, a, CPU), torch.empty(3, 5).normal_(generator=b))
 
 
