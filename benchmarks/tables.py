@@ -30,6 +30,7 @@ OFFICIAL = {
 
 # name of a table in docs/, and the kept runs in it, below benchmarks/results
 COMPARED = {
+    "synthetic": "study/synthetic",
     "Beauty": "study/Beauty",
     "Toys_and_Games": "study/Toys_and_Games",
     "ml-100k": "study/ml-100k",

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 # the tables of kept runs in each
 DOCUMENTS = {
-    "study.md": ("Beauty", "Toys_and_Games", "ml-100k"),
+    "study.md": ("synthetic", "Beauty", "Toys_and_Games", "ml-100k"),
     "r2ns.md": ("r2ns-beauty",),
 }
 DEMO = ROOT / "benchmarks" / "results" / "demo" / "result.json"
