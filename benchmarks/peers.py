@@ -22,6 +22,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--envs", type=Path, default=ROOT / ".peers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--torch", default="torch==2.13.0", help="as pip takes it")
+    own = metadata.version("torch").partition("+")[0]
+    parser.add_argument("--torch", default=f"torch=={own}", help="as pip takes it; this one's")
     options = parser.parse_args(arguments)
 
     pythons, left_out = environments(options.envs, options.torch)

@@ -143,6 +143,7 @@ def test_the_real_run_goes_through_with_every_tool_faked(tmp_path: Path, found: 
         "build": "failed",  # which stops nothing
         "tests": "passed",
         "small_shapes": "passed",
+        "epochs": "passed",
         "memcheck": sanitized,
         "racecheck": sanitized,
         "suite": "passed",
@@ -150,7 +151,9 @@ def test_the_real_run_goes_through_with_every_tool_faked(tmp_path: Path, found: 
     }
     assert "a driver" in (out / "setup.log").read_text()
     assert "--tool memcheck --error-exitcode 99" in (out / "sanitizer.log").read_text()
-    (line,) = [x for x in (out / "suite.log").read_text().splitlines() if x.startswith("python")]
+    lines = [x for x in (out / "suite.log").read_text().splitlines() if x.startswith("python")]
+    epochs, line = lines
+    assert "captured_epochs --device cuda" in epochs
     assert "--device cuda" in line and 300 < int(line.split("--seconds ")[1].split()[0]) < 535
     assert "--clock-control none" in (out / "ncu.log").read_text()
 
