@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 
-from benchmarks._machine import surroundings
-from benchmarks.test_fenrec_step import beauty
 from seqrec.config import load_config
 from seqrec.data.log import read_log
 from seqrec.data.split import Split, split_log
@@ -26,6 +24,9 @@ from seqrec.methods import build
 from seqrec.training.journal import read_journal
 from seqrec.training.progress import Progress
 from seqrec.training.trainer import Trainer
+
+from ._machine import surroundings
+from .test_fenrec_step import beauty
 
 # from the first epoch on the losses they are known by
 METHODS: dict[str, dict[str, Any]] = {

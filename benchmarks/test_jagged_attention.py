@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._common import Case, implementations, is_ours
 from seqrec_kernels import backend, jagged_attention
+
+from ._common import Case, implementations, is_ours
 
 
 class Shape(NamedTuple):

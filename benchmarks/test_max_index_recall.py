@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks._common import Case, implementations, is_ours
 from seqrec_kernels import max_index_recall
+
+from ._common import Case, implementations, is_ours
 
 
 class Shape(NamedTuple):

@@ -23,15 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._common import interleaved
-from benchmarks._machine import one_thread, surroundings
-from benchmarks.test_fenrec_step import beauty
 from seqrec.config import Config, load_config
 from seqrec.data.store import SequenceStore
 from seqrec.evaluation.ranking import Evaluator
 from seqrec.methods import build
 from seqrec.methods.base import Method, Step
 from seqrec_kernels import bce_loss, catalog_cross_entropy
+
+from ._common import interleaved
+from ._machine import one_thread, surroundings
+from .test_fenrec_step import beauty
 
 Part = Callable[[], object]
 FORWARD, BACKWARD = "encoder, forward", "encoder, backward"

@@ -155,6 +155,11 @@ def test_a_wheel_holds_everything_the_packages_need(wheel: Path) -> None:
 
 
 def test_bench_measures_where_there_is_no_checkout(wheel: Path, tmp_path: Path) -> None:
+    # every family's file is looked into, one is run
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        assert "from benchmarks" not in file.read_text(), (
+            f"{file} is not found where it is installed"
+        )
     words = ["-m", "seqrec.cli", "bench", "catalog_rank", "--shapes", "tiny", "--rounds", "1"]
     done = subprocess.run(
         [sys.executable, *words, "--out", "here.json"],
