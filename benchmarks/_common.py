@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -70,6 +71,19 @@ class Case(NamedTuple):
         """Operator and shape; the dtype where it is not float32."""
         dtype = "" if self.dtype == torch.float32 else f", {dtype_name(self.dtype)}"
         return f"{self.operator} {self.shape}{dtype}"
+
+
+def benchmarked(benchmark: Callable[..., object], made: Case, rival: str) -> None:
+    """One rival of a case by pytest-benchmark, once it is known to be right.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        rival: skipped with the reason where it does not run.
+    """
+    if rival not in made.rivals:
+        pytest.skip(made.left_out.get(rival, f"ours is {made.runs}"))
+    made.gate(rival)
+    benchmark(made.rivals[rival])
 
 
 class WrongResult(Exception):

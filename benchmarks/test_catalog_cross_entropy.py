@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqrec_kernels import catalog_cross_entropy
 
-from ._common import Case, implementations, is_ours
+from ._common import Case, benchmarked, implementations, is_ours
 
 SHAPES = {
     "tiny": [(40, 300, 16)],
@@ -157,7 +157,4 @@ def test_catalog_cross_entropy(
     benchmark: Callable[..., object], shape: tuple[int, int, int], rival: str
 ) -> None:
     made = case(shape)
-    if rival not in made.rivals:
-        pytest.skip(made.left_out.get(rival, f"ours is {made.runs}"))
-    made.gate(rival)
-    benchmark(made.rivals[rival])
+    benchmarked(benchmark, made, rival)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seqrec_kernels import Rank, SeenItems, catalog_rank
 
-from ._common import Case, implementations, is_ours
+from ._common import Case, benchmarked, implementations, is_ours
 
 SHAPES = {
     "tiny": [(24, 300, 16)],
@@ -109,7 +109,4 @@ def test_catalog_rank(
     benchmark: Callable[..., object], shape: tuple[int, int, int], rival: str
 ) -> None:
     made = case(shape)
-    if rival not in made.rivals:
-        pytest.skip(made.left_out.get(rival, f"ours is {made.runs}"))
-    made.gate(rival)
-    benchmark(made.rivals[rival])
+    benchmarked(benchmark, made, rival)

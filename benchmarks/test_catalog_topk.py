@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqrec_kernels import SeenItems, TopK, catalog_topk
 
-from ._common import Case, implementations, is_ours
+from ._common import Case, benchmarked, implementations, is_ours
 from .test_catalog_rank import slack
 
 SHAPES = {
@@ -138,7 +138,4 @@ def test_catalog_topk(
     benchmark: Callable[..., object], shape: tuple[int, int, int], rival: str
 ) -> None:
     made = case(shape)
-    if rival not in made.rivals:
-        pytest.skip(made.left_out.get(rival, f"ours is {made.runs}"))
-    made.gate(rival)
-    benchmark(made.rivals[rival])
+    benchmarked(benchmark, made, rival)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqrec_kernels import hard_negative_info_nce
 
-from ._common import Case, implementations, is_ours
+from ._common import Case, benchmarked, implementations, is_ours
 
 # pairs of views, noise rows, width; rows are contrasted with all rows of both views
 SHAPES = {
@@ -179,7 +179,4 @@ def test_contrast(
     benchmark: Callable[..., object], shape: tuple[int, int, int], rival: str
 ) -> None:
     made = case(shape)
-    if rival not in made.rivals:
-        pytest.skip(made.left_out.get(rival, f"ours is {made.runs}"))
-    made.gate(rival)
-    benchmark(made.rivals[rival])
+    benchmarked(benchmark, made, rival)

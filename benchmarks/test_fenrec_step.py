@@ -32,7 +32,7 @@ from seqrec.methods.contrastive import ContrastiveMethod
 from seqrec.methods.labels import label_items
 from seqrec_kernels.backend import backend
 
-from ._common import Case, implementations
+from ._common import Case, benchmarked, implementations
 from .dense_fenrec import DenseFENRec, Inputs
 
 # rows of a batch, and the phase
@@ -224,7 +224,4 @@ def case(
 @pytest.mark.parametrize("shape", SHAPES["paper"], ids=str)
 def test_fenrec_step(benchmark: Callable[..., object], shape: Shape, rival: str) -> None:
     made = case(shape)
-    if rival not in made.rivals:
-        pytest.skip(made.left_out.get(rival, f"ours is {made.runs}"))
-    made.gate(rival)
-    benchmark(made.rivals[rival])
+    benchmarked(benchmark, made, rival)

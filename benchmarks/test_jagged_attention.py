@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqrec_kernels import backend, jagged_attention
 
-from ._common import Case, implementations, is_ours
+from ._common import Case, benchmarked, implementations, is_ours
 
 
 class Shape(NamedTuple):
@@ -190,7 +190,4 @@ def case(
 @pytest.mark.parametrize("shape", SHAPES["paper"], ids=str)
 def test_jagged_attention(benchmark: Callable[..., object], shape: Shape, rival: str) -> None:
     made = case(shape, compiling=False)
-    if rival not in made.rivals:
-        pytest.skip(made.left_out.get(rival, f"ours is {made.runs}"))
-    made.gate(rival)
-    benchmark(made.rivals[rival])
+    benchmarked(benchmark, made, rival)

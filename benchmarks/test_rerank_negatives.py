@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seqrec_kernels import SeenItems, max_index_recall, rerank_negatives
 
-from ._common import Case, implementations, is_ours
+from ._common import Case, benchmarked, implementations, is_ours
 
 
 class Shape(NamedTuple):
@@ -130,7 +130,4 @@ def case(
 @pytest.mark.parametrize("shape", SHAPES["paper"], ids=str)
 def test_rerank_negatives(benchmark: Callable[..., object], shape: Shape, rival: str) -> None:
     made = case(shape)
-    if rival not in made.rivals:
-        pytest.skip(made.left_out.get(rival, f"ours is {made.runs}"))
-    made.gate(rival)
-    benchmark(made.rivals[rival])
+    benchmarked(benchmark, made, rival)
