@@ -8,6 +8,7 @@ set -euo pipefail
 data=$1 out=$2
 shift 2
 read -ra seqrec <<<"${SEQREC:-seqrec}"
+. "$(dirname "${BASH_SOURCE[0]}")/train_or_resume.sh"
 
 # name of the row, method, what differs from the preset
 rows=(
@@ -17,19 +18,6 @@ rows=(
   "fenrec-without-soft-labels fenrec method.gamma=0"
   "fenrec-without-hard-negatives fenrec method.contrast=info-nce"
 )
-
-run() {  # DIRECTORY METHOD FILE PRESET SEED [key=value] [words ...]
-  local directory=$1 method=$2 file=$3 preset=$4 seed=$5 change=$6
-  shift 6
-  if [ -e "$directory/result.json" ]; then
-    echo "finished before: $directory" >&2
-  elif [ -e "$directory/config.toml" ]; then
-    "${seqrec[@]}" resume "$directory"
-  else
-    "${seqrec[@]}" train "$method" --data "$file" --preset "$preset" --seed "$seed" \
-      --out "$directory" ${change:+--set "$change"} "$@"
-  fi
-}
 
 finished=()
 for set in Sports_and_Outdoors:sports Beauty:beauty Toys_and_Games:toys Yelp:yelp; do
@@ -45,8 +33,8 @@ for set in Sports_and_Outdoors:sports Beauty:beauty Toys_and_Games:toys Yelp:yel
         continue  # its authors give no setting for Yelp
       fi
       directory="$out/${preset#official-}/$name/seed-$seed"
-      mkdir -p "$(dirname "$directory")"
-      run "$directory" "$method" "$file" "$preset" "$seed" "$change" "$@"
+      train_or_resume "$directory" "$method" --data "$file" --preset "$preset" --seed "$seed" \
+        ${change:+--set "$change"} "$@"
       finished+=("$directory")
     done
   done

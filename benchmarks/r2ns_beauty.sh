@@ -13,6 +13,7 @@ set -euo pipefail
 data=$1 out=$2
 shift 2
 read -ra seqrec <<<"${SEQREC:-seqrec}"
+. "$(dirname "${BASH_SOURCE[0]}")/train_or_resume.sh"
 file="$data/Beauty_by_user.txt" epochs=${EPOCHS:-60}
 
 shared=(
@@ -40,15 +41,8 @@ for seed in ${SEEDS:-0 1 2}; do
     fi
     read -ra changes <<<"$changes"
     directory="$out/$name/seed-$seed"
-    if [ -e "$directory/result.json" ]; then
-      echo "finished before: $directory" >&2
-    elif [ -e "$directory/config.toml" ]; then
-      "${seqrec[@]}" resume "$directory"
-    else
-      mkdir -p "$(dirname "$directory")"
-      "${seqrec[@]}" train "$method" --data "$file" --seed "$seed" --out "$directory" \
-        --set "${shared[@]}" "${changes[@]}" "$@"
-    fi
+    train_or_resume "$directory" "$method" --data "$file" --seed "$seed" \
+      --set "${shared[@]}" "${changes[@]}" "$@"
     finished+=("$directory")
   done
 done

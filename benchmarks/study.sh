@@ -9,6 +9,7 @@ set -euo pipefail
 data=$1 out=$2
 shift 2
 read -ra seqrec <<<"${SEQREC:-seqrec}"
+. "$(dirname "${BASH_SOURCE[0]}")/train_or_resume.sh"
 
 width="encoder.dim=64"
 prefixes="training.epochs=12 training.patience=12"
@@ -45,25 +46,6 @@ splits=(
   "global-time sasrec 0,1,2 data.split=global-time"
 )
 
-run() {  # DIRECTORY METHOD FILE SEED [key=value ...] -- [words ...]
-  local directory=$1 method=$2 file=$3 seed=$4 sets=()
-  shift 4
-  while [ "$1" != -- ]; do
-    sets+=(--set "$1")
-    shift
-  done
-  shift
-  if [ -e "$directory/result.json" ]; then
-    echo "finished before: $directory" >&2
-  elif [ -e "$directory/config.toml" ]; then
-    "${seqrec[@]}" resume "$directory"
-  else
-    mkdir -p "$(dirname "$directory")"
-    "${seqrec[@]}" train "$method" --data "$file" --seed "$seed" --out "$directory" \
-      "${sets[@]}" "$@"
-  fi
-}
-
 finished=()
 for set in ${SETS:-synthetic Beauty Toys_and_Games ml-100k}; do
   case $set in
@@ -84,7 +66,8 @@ for set in ${SETS:-synthetic Beauty Toys_and_Games ml-100k}; do
     read -ra changes <<<"$changes"
     for seed in ${seeds//,/ }; do
       directory="$out/$set/$name/seed-$seed"
-      run "$directory" "$method" "$file" "$seed" "$width" "${changes[@]}" -- "$@"
+      train_or_resume "$directory" "$method" --data "$file" --seed "$seed" \
+        --set "$width" "${changes[@]}" "$@"
       finished+=("$directory")
     done
   done
