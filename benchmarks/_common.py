@@ -155,9 +155,14 @@ def measure(case: Case, machine: Machine, rounds: int) -> dict[str, Any]:
         "rounds": len(times["ours"]),
         **figures,
         "peak_mib": peaks,
-        "bound": {"milliseconds": round(bound, 4), "by": by, "share": round(bound / ours, 4)},
+        # digits that count, not places: a tiny shape's share lies far below .0001
+        "bound": {"milliseconds": _digits(bound), "by": by, "share": _digits(bound / ours)},
         "left_out": left_out,
     }
+
+
+def _digits(x: float) -> float:
+    return float(f"{x:.4g}")
 
 
 def gated(case: Case, left_out: dict[str, str]) -> Iterable[str]:
