@@ -26,7 +26,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from seqrec_kernels import checks
+from seqrec_kernels import calls
 
 __all__ = ["Registered", "RegisteredLoss", "schema"]
 
@@ -97,10 +97,10 @@ class Registered:
     def __call__(self, problem: Any, implementation: str) -> Tensor:
         """The output of ``problem``."""
         tensors = problem[: self._tensors]
-        checks.plain_backward_only(self.name, *tensors)
+        calls.plain_backward_only(self.name, *tensors)
         recording = torch.is_grad_enabled()
         needs = [recording and t is not None and t.requires_grad for t in self._inputs(problem)]
-        if not checks.direct(*tensors):
+        if not calls.direct(*tensors):
             return self._operator(*problem, needs, implementation)[0]
         if any(needs):
             return _Direct.apply(self, *problem, needs, implementation)[0]
@@ -113,7 +113,7 @@ class Registered:
 
     def _forward(self, *arguments: Any) -> list[Tensor]:
         *fields, needs, implementation = arguments
-        with checks.no_autocast(fields[0].device.type):
+        with calls.no_autocast(fields[0].device.type):
             output, saved = self.implementations[implementation].forward(
                 self._problem(*fields), needs
             )
@@ -129,7 +129,7 @@ class Registered:
 
     def _gradients(self, grad: Tensor, *arguments: Any) -> list[Tensor]:
         *fields, saved, needs, implementation = arguments
-        with checks.no_autocast(fields[0].device.type):
+        with calls.no_autocast(fields[0].device.type):
             return self.implementations[implementation].backward(
                 grad, self._problem(*fields), saved, needs
             )
@@ -156,7 +156,7 @@ class Registered:
         if grad is None or not any(ctx.needs):
             return tuple(result)
         rest = (saved, ctx.needs, ctx.implementation)
-        if checks.direct(grad, *tensors, *saved):
+        if calls.direct(grad, *tensors, *saved):
             with torch.no_grad():
                 found = self._gradients(grad, *fields, *rest)
         else:

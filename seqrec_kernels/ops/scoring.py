@@ -27,7 +27,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from seqrec_kernels import checks
+from seqrec_kernels import calls
 from seqrec_kernels.types import SeenItems, csr_places
 
 _precision_lock = threading.Lock()
@@ -47,7 +47,7 @@ def exact_products(device_type: str) -> Iterator[None]:
         if inside == 0 and before != "ieee":
             backend.matmul.fp32_precision = "ieee"
     try:
-        with checks.no_autocast(device_type):
+        with calls.no_autocast(device_type):
             yield
     finally:
         with _precision_lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec_kernels import checks, triton_loader
+from seqrec_kernels import calls, checks, id_checks, triton_loader
 from seqrec_kernels.backend import choose, register
 from seqrec_kernels.ops.catalog_cross_entropy import autograd, blocked, native, reference
 from seqrec_kernels.ops.catalog_cross_entropy.labels import Problem
@@ -77,21 +77,21 @@ def catalog_cross_entropy(
     The idea of never forming the logits: Wijmans et al., "Cut Your Losses in Large-Vocabulary
     Language Models" (ICLR 2025). How it is done here: ``blocked.py``.
     """
-    queries, items = checks.matrices(**checks.autocast(queries=queries, items=items))
+    queries, items = checks.matrices(**calls.autocast(queries=queries, items=items))
     targets = checks.targets(targets, queries)
     weights = _weights(weights, targets, queries)
     item_bias = checks.item_bias(item_bias, queries, items)
     first_item = checks.integer("first_item", first_item, 0, items.shape[0])
     temperature = checks.temperature(temperature)
     reduction = checks.one_of("reduction", reduction, checks.REDUCTIONS)
-    targets = checks.id_values("targets", targets, first_item, items.shape[0])
+    targets = id_checks.id_values("targets", targets, first_item, items.shape[0])
 
     implementation = choose("catalog_cross_entropy", queries, items)
     problem = Problem(
         queries, items, targets, weights, item_bias, first_item, temperature, reduction
     )
     if implementation == "reference":
-        with checks.no_autocast(queries.device.type):  # its casts are done, above
+        with calls.no_autocast(queries.device.type):  # its casts are done, above
             return reference.catalog_cross_entropy(problem)
     return autograd.catalog_cross_entropy(problem, implementation)
 

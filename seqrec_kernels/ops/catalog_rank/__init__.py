@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from seqrec_kernels import checks
+from seqrec_kernels import calls, checks, id_checks
 from seqrec_kernels.backend import choose, register
 from seqrec_kernels.ops.catalog_rank import blocked, native, reference
 from seqrec_kernels.triton_loader import TritonKernels
@@ -74,12 +74,12 @@ def catalog_rank(
         seen_score = checks.number("seen_score", seen_score)
         if seen is None:
             raise ValueError(f"seen_score is {seen_score} but seen is None; give the seen items")
-    targets = checks.id_values("targets", targets, first_item, items.shape[0])
-    seen = checks.seen_values(seen, items.shape[0])
+    targets = id_checks.id_values("targets", targets, first_item, items.shape[0])
+    seen = id_checks.seen_values(seen, items.shape[0])
 
     implementation = choose("catalog_rank", queries, items)
     offsets, ids, rows = (None, None, None) if seen is None else seen
-    plain = checks.direct(queries, items, targets, item_bias, offsets, ids, rows)
+    plain = calls.direct(queries, items, targets, item_bias, offsets, ids, rows)
     run = _run if plain else _operator
     greater, equal = run(
         queries,

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from seqrec_kernels import checks
+from seqrec_kernels import calls, checks, id_checks
 from seqrec_kernels.backend import choose, register
 from seqrec_kernels.ops.catalog_topk import blocked, native, reference
 from seqrec_kernels.triton_loader import TritonKernels
@@ -64,11 +64,11 @@ def catalog_topk(
     k = checks.integer("k", k, 1)
     item_bias = checks.item_bias(item_bias, queries, items)
     first_item = checks.integer("first_item", first_item, 0, items.shape[0])
-    seen = checks.seen_values(checks.seen_items(seen, queries), items.shape[0])
+    seen = id_checks.seen_values(checks.seen_items(seen, queries), items.shape[0])
 
     implementation = choose("catalog_topk", queries, items)
     offsets, ids, rows = (None, None, None) if seen is None else seen
-    run = _run if checks.direct(queries, items, item_bias, offsets, ids, rows) else _operator
+    run = _run if calls.direct(queries, items, item_bias, offsets, ids, rows) else _operator
     scores, found = run(
         queries, items, k, item_bias, first_item, offsets, ids, rows, implementation
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seqrec_kernels import checks, triton_loader
+from seqrec_kernels import calls, checks, triton_loader
 from seqrec_kernels.backend import anywhere, choose, not_float64, register
 from seqrec_kernels.ops.contrast import ascend, autograd, blocked, native, reference
 from seqrec_kernels.ops.contrast.ascend import Ascent
@@ -219,7 +219,7 @@ def ascend_noise(
     Source: FENRec (Huang et al., AAAI 2025) as coded; the scale-free form: ``ascend.py``.
     """
     # narrower noise would round a step away
-    with checks.no_autocast(checks.tensor("noise", noise).device.type):
+    with calls.no_autocast(checks.tensor("noise", noise).device.type):
         a, p, n, e = _operands(anchors, positives, negatives, noise)
     assert e is not None
     first, second = _ids((anchor_ids, negative_ids), a, n)
@@ -234,7 +234,7 @@ def ascend_noise(
         checks.integer("steps", steps, 0),
         checks.within("step_size", step_size, -math.inf, math.inf),
     )
-    run = _ascended if checks.direct(*call[:6]) else _ascend_operator
+    run = _ascended if calls.direct(*call[:6]) else _ascend_operator
     return run(*call, choose("ascend_noise", a, n))
 
 
@@ -248,7 +248,7 @@ _ascents: dict[str, Callable[[Ascent], Tensor]] = {
 def _ascended(*arguments: Any) -> Tensor:
     """The fields of an ``Ascent``, then the implementation's name."""
     *fields, implementation = arguments
-    with torch.no_grad(), checks.no_autocast(fields[0].device.type):
+    with torch.no_grad(), calls.no_autocast(fields[0].device.type):
         return _ascents[implementation](Ascent(*fields))
 
 
@@ -290,7 +290,7 @@ def _operands(anchors: object, positives: object, negatives: object, noise: obje
     named = {"anchors": anchors, "positives": positives, "negatives": negatives}
     if noise is not None:
         named["noise"] = noise
-    a, p, n, *rest = checks.matrices(**checks.autocast(**named))
+    a, p, n, *rest = checks.matrices(**calls.autocast(**named))
     if p.shape != a.shape:
         raise ValueError(
             f"positives must have the shape of anchors, {tuple(a.shape)}, not {tuple(p.shape)}"
@@ -365,6 +365,6 @@ def _loss(
     problem = Problem(anchors, positives, negatives, noise, first, second, seed, *numbers)
     implementation = choose("contrast", anchors, negatives)
     if implementation == "reference":
-        with checks.no_autocast(anchors.device.type):  # its casts are done, above
+        with calls.no_autocast(anchors.device.type):  # its casts are done, above
             return reference.contrast(problem)
     return autograd.contrast(problem, implementation)

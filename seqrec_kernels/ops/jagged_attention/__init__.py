@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqrec_kernels import checks, triton_loader
+from seqrec_kernels import calls, checks, id_checks, triton_loader
 from seqrec_kernels.backend import choose, register
 from seqrec_kernels.ops.jagged_attention import autograd, blocked, native, reference
 from seqrec_kernels.ops.jagged_attention.problem import Problem
@@ -97,7 +97,7 @@ def jagged_attention(
     backward: ``problem.py``.
     """
     given = {"queries": queries, "keys": keys, "values": values}
-    held = checks.autocast(**{name: t for name, t in given.items() if t is not None})
+    held = calls.autocast(**{name: t for name, t in given.items() if t is not None})
     heads = checks.integer("heads", heads, 1)
     width, rows = _shapes(held, heads)
     for name, flag in (("causal", causal), ("last", last)):
@@ -114,7 +114,7 @@ def jagged_attention(
     if max_length is not None:
         max_length = checks.integer("max_length", max_length, 0)
     longest = -1 if max_length is None else max_length
-    offsets = checks.offset_values("offsets", offsets, rows, "keys have", longest)
+    offsets = id_checks.offset_values("offsets", offsets, rows, "keys have", longest)
     share = checks.within("dropout", dropout, 0.0, 1.0)
     if share == 1.0:
         raise ValueError(f"dropout is {dropout}; it must be below 1")
@@ -126,7 +126,7 @@ def jagged_attention(
     one = queries[:, : width // heads]  # predicates see one head
     implementation = choose("jagged_attention", one, one)
     if implementation == "reference":
-        with checks.no_autocast(queries.device.type):  # its casts are done, above
+        with calls.no_autocast(queries.device.type):  # its casts are done, above
             return reference.attention(problem)
     return autograd.jagged_attention(problem, implementation)
 

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from seqrec_kernels import checks
+from seqrec_kernels import calls, checks
 from seqrec_kernels.backend import choose, register
 from seqrec_kernels.ops.max_index_recall import blocked, native, reference
 
@@ -55,7 +55,7 @@ def max_index_recall(queries: Tensor, items: Tensor, n: int, *, first_item: int 
     first_item = checks.integer("first_item", first_item, 0, items.shape[0])
     n = checks.integer("n", n, 1, items.shape[0] - first_item + 1)
     implementation = choose("max_index_recall", queries, items)
-    run = _run if checks.direct(queries, items) else _operator
+    run = _run if calls.direct(queries, items) else _operator
     found: Tensor = run(queries, items, n, first_item, implementation)
     return found
 

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from seqrec_kernels import checks
+from seqrec_kernels import calls, checks, id_checks
 from seqrec_kernels.backend import choose, register
 from seqrec_kernels.ops.rerank_negatives import blocked, native, reference
 from seqrec_kernels.ops.rerank_negatives.problem import Problem
@@ -85,21 +85,21 @@ def rerank_negatives(
         candidates = checks.int64("candidates", candidates, queries)
         if candidates.dim() != 2 or candidates.shape[0] != rows:
             raise ValueError(f"candidates must be [{rows}, C], not {tuple(candidates.shape)}")
-        candidates = checks.id_values("candidates", candidates, first_item, count)
+        candidates = id_checks.id_values("candidates", candidates, first_item, count)
     if shared is not None:
         shared = checks.int64("shared", shared, queries)
         if shared.dim() != 1:
             raise ValueError(f"shared must be [S], not {tuple(shared.shape)}")
-        shared = checks.id_values("shared", shared, first_item, count)
+        shared = id_checks.id_values("shared", shared, first_item, count)
     met = checks.seen_items(forbidden, queries, "forbidden")
-    met = checks.seen_values(met, count, "forbidden")
+    met = id_checks.seen_values(met, count, "forbidden")
     drop = checks.one_of("repeated", repeated, ("drop", "keep")) == "drop"
     top_m, seed = checks.count("top_m", top_m, queries), checks.seed(seed, queries)
 
     implementation = choose("rerank_negatives", queries, items)
     offsets, ids, users = (None, None, None) if met is None else met
     tensors = (queries, items, candidates, shared, offsets, ids, users, top_m, seed)
-    run = _run if checks.direct(*tensors) else _operator
+    run = _run if calls.direct(*tensors) else _operator
     found: Tensor = run(*tensors, drop, first_item, implementation)
     return found
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from seqrec_kernels import checks
+from seqrec_kernels import calls, checks, id_checks
 from seqrec_kernels.backend import choose, register
 from seqrec_kernels.ops.sampled import autograd, blocked, native, reference
 from seqrec_kernels.ops.sampled.problem import Problem
@@ -184,7 +184,7 @@ def _no_log_q(name: str, log_q: object) -> None:
 def _loss(
     queries: Any, items: Any, positives: Any, negatives: Any, log_q: Any, call: Numbers
 ) -> Tensor:
-    queries, items = checks.matrices(**checks.autocast(queries=queries, items=items))
+    queries, items = checks.matrices(**calls.autocast(queries=queries, items=items))
     if items.shape[0] == 0:
         raise ValueError("items has no rows; it must have at least one")
     rows = queries.shape[0]
@@ -195,12 +195,12 @@ def _loss(
     if negatives.dim() != 1 and (negatives.dim() != 2 or negatives.shape[0] != rows):
         raise ValueError(f"negatives must be [{rows}, N] or [N], not {tuple(negatives.shape)}")
     log_q = checks.item_vector("log_q", log_q, queries, items)
-    positives = checks.id_values("positives", positives, 0, items.shape[0])
-    negatives = checks.id_values("negatives", negatives, 0, items.shape[0])
+    positives = id_checks.id_values("positives", positives, 0, items.shape[0])
+    negatives = id_checks.id_values("negatives", negatives, 0, items.shape[0])
 
     problem = Problem(queries, items, positives, negatives, log_q, *call)
     implementation = choose("sampled", queries, items)
     if implementation == "reference":
-        with checks.no_autocast(queries.device.type):  # its casts are done, above
+        with calls.no_autocast(queries.device.type):  # its casts are done, above
             return reference.sampled(problem)
     return autograd.sampled(problem, implementation)
