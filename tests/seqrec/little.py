@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import seqrec
 from seqrec.config import Config, load_config
 from seqrec.data.log import read_log
 from seqrec.data.split import Jagged, Split, split_log
+from seqrec.run import Run
 
 #: as `sets` of `seqrec.train`; every epoch has several steps and every user a few events
 SETTINGS: dict[str, Any] = {
@@ -64,3 +67,27 @@ def jagged(*rows: list[int]) -> Jagged:
 def with_data(of: Config, **changes: Any) -> Config:
     """Another `[data]` table."""
     return dataclasses.replace(of, data=dataclasses.replace(of.data, **changes))
+
+
+# as words of the command: a log and a setting that train in a second
+SMALL = "synthetic:users=120,items=30,groups=3,seed=1"
+QUICK = ["--set", "encoder.dim=8", "encoder.layers=1", "evaluation.ks=5,10", "--epochs", "2"]
+TRAIN = ["train", "sasrec", "--data", SMALL, "--out", "out"]
+
+#: the fixture `command`: words to exit status, stdout, stderr
+Command = Callable[..., tuple[int, str, str]]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def trained(data: Any, out: Path, **sets: Any) -> Run:
+    """A finished run of four epochs; `sets` by dotted key."""
+    asked = SETTINGS | {"training.epochs": 4} | sets
+    return seqrec.train("sasrec", data, out, sets=asked, progress=False)

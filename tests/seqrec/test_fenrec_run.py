@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from little import SETTINGS, log_dict
+from resumed import Killed, assert_same
 from safetensors.torch import load_file
-from test_resume import Killed, assert_same
 
 import seqrec
 from seqrec.api import _warmup_remark
