@@ -53,6 +53,7 @@ class Case(NamedTuple):
         operations, bytes: floating-point operations of the products that cannot be avoided, and
             bytes of inputs read once and outputs written once.
         clear: lets go of what an earlier call left behind.
+        steps: of an epoch, where the work is one step of training; else 0.
     """
 
     operator: str
@@ -65,6 +66,7 @@ class Case(NamedTuple):
     operations: float
     bytes: float
     clear: Callable[[], None] = lambda: None
+    steps: int = 0
 
     @property
     def name(self) -> str:
@@ -158,6 +160,7 @@ def measure(case: Case, machine: Machine, rounds: int) -> dict[str, Any]:
         # digits that count, not places: a tiny shape's share lies far below .0001
         "bound": {"milliseconds": _digits(bound), "by": by, "share": _digits(bound / ours)},
         "left_out": left_out,
+        **({"steps_an_epoch": case.steps} if case.steps else {}),
     }
 
 

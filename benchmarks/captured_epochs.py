@@ -26,7 +26,7 @@ from seqrec.training.progress import Progress
 from seqrec.training.trainer import Trainer
 
 from ._machine import surroundings
-from .test_fenrec_step import beauty
+from .training_step import beauty
 
 # from the first epoch on the losses they are known by
 METHODS: dict[str, dict[str, Any]] = {

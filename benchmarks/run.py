@@ -26,7 +26,7 @@ import torch
 
 from ._common import MEASURE, Case, WrongResult, dtype_name, measure
 from ._machine import Machine, measured, surroundings
-from .tables import side_by_side
+from .tables import side_by_side, training_steps
 
 FAMILIES = (
     "catalog_cross_entropy",
@@ -38,7 +38,7 @@ FAMILIES = (
     "rerank_negatives",
     "sampled",
 )
-STEPS = ("fenrec_step",)  # whole training steps, float32; measured where they are named
+STEPS = ("training_step",)  # each method's, float32; measured where they are named
 # sizes of the papers; other widths of theirs; 100,000 items; 1,000,000 items
 MEASURED = ("paper", "wide", "large", "million")
 GROUPS = ("tiny", *MEASURED)
@@ -96,6 +96,8 @@ def main(arguments: list[str], program: str = PROGRAM) -> int:
     result["minutes"] = round((time.monotonic() - begin) / 60, 1)
     write(result, options.out)
     print(side_by_side(result))
+    if any("steps_an_epoch" in entry for entry in result["cases"].values()):
+        print(f"\n{training_steps(result)}")
     print(f"\nin {options.out} after {result['minutes']} minutes:")
     print(f"{len(result['cases'])} cases, {wrong} wrong, {len(result['not_run'])} not run")
     return 1 if wrong else 0

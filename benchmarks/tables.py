@@ -147,11 +147,15 @@ def kernels(path: Path) -> str:
         ours = f"{_ms(entry['milliseconds']['ours']['median'])}, {_mib(peaks['ours'])}"
         rivals = (f"{n} {x:.2f}x, {_mib(peaks[n])}" for n, x in entry["ratio_to_ours"].items())
         lines.append(f"| {case} | {ours} | {'; '.join(rivals)} |")
-    place = f"{found['processor']}, {found['instructions']}, {found['threads']} thread"
-    versions = f"torch {found['versions']['torch']}, commit {found['commit'][:8]}"
-    source = f"{place}; {versions}; `{found['command']}`"
     many = _many_items(path.with_name("ten_million.json"))
-    return "\n".join([*lines, "", *_beaten(found["cases"]), "", source, *many])
+    return "\n".join([*lines, "", *_beaten(found["cases"]), "", _source(found), *many])
+
+
+def _source(found: dict[str, Any]) -> str:
+    """Where a result is from."""
+    place = f"{found['processor']}, {found['instructions']}, {found['threads']} thread"
+    commit = (found["commit"] or "unknown")[:8]
+    return f"{place}; torch {found['versions']['torch']}, commit {commit}; `{found['command']}`"
 
 
 def _many_items(path: Path) -> list[str]:
@@ -171,6 +175,34 @@ def _many_items(path: Path) -> list[str]:
         f"of the whole process: {'; '.join(told)}. Commit {found['commit'][:8]}, "
         f"`{found['command']}`",
     ]
+
+
+def training_steps(found: dict[str, Any]) -> str:
+    """Ours and the published form of every training step in a result of ``benchmarks.run``.
+
+    Seconds are of an epoch's steps alone: clusters, where a method has them, and the validation
+    are in neither.
+    """
+    lines = [
+        "| training step | ours | published form, dense | times as long | steps an epoch "
+        "| s an epoch: ours | dense | peak memory: ours | dense |",
+        "|---" * 9 + "|",
+    ]
+    for case, entry in found["cases"].items():
+        if not entry["correct"] or "steps_an_epoch" not in entry:
+            continue
+        steps = entry["steps_an_epoch"]
+        both = [entry["milliseconds"][side]["median"] for side in ("ours", "dense")]
+        cells = [
+            case,
+            *map(_ms, both),
+            f"{entry['ratio_to_ours']['dense']:.1f}x",
+            str(steps),
+            *(f"{steps * ms / 1e3:.1f}" for ms in both),
+            *(_mib(entry["peak_mib"][side]) for side in ("ours", "dense")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _source(found)])
 
 
 def side_by_side(found: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ from seqrec_kernels import bce_loss, catalog_cross_entropy
 
 from ._common import interleaved
 from ._machine import one_thread, surroundings
-from .test_fenrec_step import beauty
+from .training_step import beauty
 
 Part = Callable[[], object]
 FORWARD, BACKWARD = "encoder, forward", "encoder, backward"

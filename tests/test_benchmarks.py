@@ -88,6 +88,17 @@ def test_the_readme_shows_the_papers_sizes_and_names_who_beats_us_anywhere(tmp_p
         tables.kernels(path)
 
 
+def test_a_training_step_is_told_by_the_epoch_on_both_sides() -> None:
+    step = {**figures("paper", dense=100.0), "steps_an_epoch": 500}
+    wrong = {**figures("paper", correct=False), "steps_an_epoch": 500}
+    text = tables.training_steps(result(one=step, two=wrong, three=figures("paper", dense=8.0)))
+    cells = "| one | 4 ms | 100 ms | 25.0x | 500 | 2.0 | 50.0 | 10.0 MiB | 12.0 MiB |"
+    assert [line for line in text.splitlines() if "ms |" in line] == [cells]
+    assert (
+        text.splitlines()[-1] == "a CPU, AVX9, 1 thread; torch 9.9, commit 01234567; `python -m x`"
+    )
+
+
 def test_the_readme_tells_what_many_items_took(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps(result(one=figures("paper", the_slow=40.0))))

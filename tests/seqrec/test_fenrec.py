@@ -10,7 +10,8 @@ import torch
 from little import jagged
 from torch import Tensor
 
-from benchmarks.dense_fenrec import DenseFENRec, Inputs
+from benchmarks.dense_contrastive import DenseContrastive, Inputs
+from benchmarks.dense_encoder import DenseEncoder
 from seqrec.config import Config, load_config
 from seqrec.data.store import SequenceStore
 from seqrec.methods import build, contrastive
@@ -97,19 +98,18 @@ def positive(row: int) -> int:
     return found
 
 
-def dense(method: ContrastiveMethod, epoch: int, rows: np.ndarray) -> tuple[DenseFENRec, Tensor]:
-    """The published step, with the noise that our step draws from the same seed."""
+def dense(method: ContrastiveMethod, epoch: int, rows: np.ndarray) -> tuple[DenseEncoder, Tensor]:
+    """The published step's weights and loss, with the noise our step draws from the same seed."""
     chosen = method.config.method
-    plain = DenseFENRec(
-        dict(method.encoder.named_parameters()), ITEMS, 2, 0.0, chosen, torch.float64
-    )
+    plain = DenseEncoder(method.encoder, method.config.encoder, torch.float64)
     noise = torch.empty(int(len(rows) * chosen.noise), 8).normal_(generator=generator())
     everything = prefixes()
     assert method.intents is not None
-    loss = plain.loss(
+    inputs = [everything[row][0] for row in rows]
+    loss = DenseContrastive(plain, chosen, ITEMS + 1).loss(
         Inputs(
-            inputs=[everything[row][0] for row in rows],
-            positives=[everything[positive(row)][0] for row in rows],
+            rows=inputs,
+            views=(inputs, [everything[positive(row)][0] for row in rows]),
             targets=[everything[row][1] for row in rows],
             windows=[window(*everything[row][2:], chosen.label_place) for row in rows],
             centroids=method.intents.centroids,
