@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -51,13 +52,22 @@ class Buffer {
 // ---- threads -------------------------------------------------------------------------------------
 
 // Calls task(i, scratch) for every i below `count`, on torch's threads, each with a `Scratch` of its
-// own.  What a task computes depends on i alone, and tasks write to places of their own, so the
-// number of threads changes no bit of a result.
+// own.  What a task computes depends on i alone, and tasks write to places of their own, so neither
+// the number of threads nor who takes which task changes a bit of a result.
+//
+// Threads take tasks as they come free: tasks differ in size (a last tile, a long sequence) and
+// processors in what else they do, and a region is as slow as its slowest thread.
 template <typename Scratch, typename Task>
 void run_tasks(int64_t count, const Scratch& make_scratch, const Task& task) {
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    const int64_t hands = std::min<int64_t>(torch::stable::get_num_threads(), count);
+    const int64_t at_once = std::max<int64_t>(1, count / (8 * std::max<int64_t>(hands, 1)));
+    std::atomic<int64_t> taken{0};
+    torch::stable::parallel_for(0, hands, 1, [&](int64_t, int64_t) {
         auto scratch = make_scratch();
-        for (int64_t i = begin; i < end; ++i) task(i, scratch);
+        for (int64_t i; (i = taken.fetch_add(at_once, std::memory_order_relaxed)) < count;) {
+            const int64_t end = std::min(i + at_once, count);
+            for (; i < end; ++i) task(i, scratch);
+        }
     });
 }
 
