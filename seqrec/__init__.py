@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from seqrec.run import Run
 
 # Read by the OpenMP runtime when torch loads it (too late where torch is already imported). Threads
-# that spin for long while they wait cost a training step four times its time on a machine that others
-# use too. Threads that never spin pay a wake-up at each of a step's hundred parallel regions: a sixth
-# of the step on two idle cores. A few tens of microseconds' spinning costs neither.
+# that spin for long while they wait cost a training step four times its time on a machine that
+# others use too. Threads that never spin are woken at each of a step's hundred parallel regions: a
+# sixth of the step on two idle cores. A few tens of microseconds' spinning costs neither.
 if "OMP_WAIT_POLICY" not in os.environ:  # whoever chose it also chose how long to spin
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
