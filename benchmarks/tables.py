@@ -148,10 +148,10 @@ def kernels(path: Path) -> str:
         rivals = (f"{n} {x:.2f}x, {_mib(peaks[n])}" for n, x in entry["ratio_to_ours"].items())
         lines.append(f"| {case} | {ours} | {'; '.join(rivals)} |")
     many = _many_items(path.with_name("ten_million.json"))
-    return "\n".join([*lines, "", *_beaten(found["cases"]), "", _source(found), *many])
+    return "\n".join([*lines, "", *_beaten(found["cases"]), "", source(found), *many])
 
 
-def _source(found: dict[str, Any]) -> str:
+def source(found: dict[str, Any]) -> str:
     """Where a result is from."""
     place = f"{found['processor']}, {found['instructions']}, {found['threads']} thread"
     commit = (found["commit"] or "unknown")[:8]
@@ -202,7 +202,7 @@ def training_steps(found: dict[str, Any]) -> str:
             *(_mib(entry["peak_mib"][side]) for side in ("ours", "dense")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _source(found)])
+    return "\n".join([*lines, "", source(found)])
 
 
 def side_by_side(found: dict[str, Any]) -> str:
