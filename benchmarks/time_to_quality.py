@@ -11,12 +11,12 @@ validation are in neither.  A setting that no run was kept of to the end stands 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from seqrec.rundir import read_config
 
 from .tables import RESULTS, source
 from .training_step import SETTINGS, configured
@@ -30,6 +30,7 @@ RUNS = {
     "fenrec": "fenrec-official-beauty/seed-2024",
 }
 METRIC = "NDCG@10"
+_TRAINING = ("training.batch", "training.lr", "training.clip_norm")
 SHARE = 0.9  # of the least of the bests under one protocol: what is to be reached
 
 
@@ -62,16 +63,11 @@ def kept(name: str, folder: Path) -> Run:
     Raises:
         ValueError: it was trained with another setting.
     """
-    config, found = configured(name), tomllib.loads((folder / "config.toml").read_text())
-    asked: dict[str, Any] = {
-        "method": dataclasses.asdict(config.method),
-        "encoder": dataclasses.asdict(config.encoder),
-        "training": {key: getattr(config.training, key) for key in ("batch", "lr", "clip_norm")},
-    }
-    for table, values in asked.items():
-        for key, value in values.items():
-            if found[table].get(key, value) != value:
-                raise ValueError(f"{folder}: {table}.{key} is {found[table][key]}, not {value}")
+    found = read_config(folder).read()
+    for key, value in configured(name).read().items():
+        matters = key.startswith(("method.", "encoder.")) or key in _TRAINING
+        if matters and found.get(key, value) != value:
+            raise ValueError(f"{folder}: {key} is {found[key]}, not {value}")
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     epochs = [event for event in events if event["event"] == "epoch"]
     result = json.loads((folder / "result.json").read_text())

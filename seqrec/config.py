@@ -2,30 +2,23 @@
 
     defaults < presets/<method>/default.toml < preset < --config FILE < --set key=value < flags
 
-Every layer is checked as strictly as the next: an unknown table or key, a wrong type or a value out
-of range is one :class:`~seqrec.errors.UsageError` that names the key, where it stands and what is
-allowed.  A :class:`Config` writes itself as TOML and reads back equal.
+Every layer is checked as strictly as the next (`seqrec.layers`): an unknown table or key, a wrong
+type, a value out of range or a key set in vain is one :class:`~seqrec.errors.UsageError` that names
+the key, where it stands and what is allowed.  A :class:`Config` writes itself as TOML, without the
+keys that are not read, and reads back equal.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from seqrec.errors import UsageError
-from seqrec.keys import (
-    Key,
-    alternatives,
-    nearest,
-    read_toml,
-    read_toml_file,
-    to_toml_value,
-    unknown,
-)
+from seqrec.keys import Key, read_toml, read_toml_file, to_toml_value
+from seqrec.layers import KEYS, RECORDED, Layers, check_method, unread_by
 from seqrec.methods import METHODS
 from seqrec.methods.settings import MethodConfig
 from seqrec.negatives.settings import NegativesConfig
@@ -37,6 +30,9 @@ from seqrec.settings import (
     PresetConfig,
     TrainingConfig,
 )
+
+# what says nothing about what was trained: where it ran, and how results are kept and computed
+APART = {"training.seed", "training.device", "training.save_every", "evaluation.batch"}
 
 
 @dataclass(frozen=True)
@@ -67,12 +63,39 @@ class Config:
         return "\n".join(tables)
 
     def read(self) -> dict[str, Any]:
-        """Values by dotted key, without the keys that neither the method nor its sampler reads."""
-        return {
+        """Values by dotted key, without the keys that are not read under these values."""
+        values = {
             f"{table}.{name}": value
-            for table, values in dataclasses.asdict(self).items()
+            for table, of in dataclasses.asdict(self).items()
+            for name, value in of.items()
+        }
+        method = self.method.name
+        return {
+            name: value
             for name, value in values.items()
-            if _KEYS[f"{table}.{name}"].read_by(self.method.name, self.negatives.sampler)
+            if KEYS[name].read_by(method) and not unread_by(name, values, method)
+        }
+
+    def changed(self) -> dict[str, Any] | None:
+        """``{"training.epochs": 2}``: what its settings are where they are not its preset's.
+
+        A preset says nothing of `APART`, the seed first of all. A file stands there by its name.
+        None: there is no such preset, or none any more.
+        """
+        if not self.preset.name:
+            return None
+        try:
+            known = load_config(
+                self.method.name, preset=self.preset.name, flags={"data.path": self.data.path}
+            ).read()
+        except UsageError:
+            return None
+        own = self.read()
+        asked = {key.name: own[key.name] for key in settable() if key.name in own}
+        return {
+            name: Path(value).name if name == "data.roles" else value
+            for name, value in asked.items()
+            if name not in APART and value != known.get(name)
         }
 
     @classmethod
@@ -85,36 +108,16 @@ class Config:
             text: TOML.
             where: the file it came from, for messages.
         """
-        layers = _Layers()
+        layers = Layers()
         layers.put_tables(read_toml(text, where), where)
         layers.leave_to_others(str(layers.values.get("method.name", "")), where)
-        return layers.build(where)
-
-
-def _declared() -> Iterator[Key]:
-    for table, cls in typing.get_type_hints(Config).items():
-        kinds = typing.get_type_hints(cls)
-        for one in dataclasses.fields(cls):
-            yield Key(f"{table}.{one.name}", kinds[one.name], one.default, **one.metadata)
-
-
-# every key by its dotted name, in the order of the tables
-_KEYS = {known.name: known for known in _declared()}
-# what seqrec writes down itself, and nobody sets
-_RECORDED = {"data.sha256", "data.roles_sha256", "preset.name", "preset.data", "preset.sha256"}
-_TABLES = tuple(table.name for table in dataclasses.fields(Config) if table.name != "preset")
+        return _fits(layers, where)
 
 
 def settable() -> list[Key]:
     """The keys that ``--set`` and ``--config`` are for; data and method are the command's own."""
-    own = _RECORDED | {"data.path", "method.name"}
-    return [known for name, known in _KEYS.items() if name not in own]
-
-
-def check_method(name: str, where: str = "METHOD") -> None:
-    """Raise a UsageError naming the known methods where `name` is none."""
-    if name not in METHODS:
-        raise unknown("method", name, where, METHODS, "the methods")
+    own = RECORDED | {"data.path", "method.name"}
+    return [known for name, known in KEYS.items() if name not in own]
 
 
 def load_config(
@@ -141,15 +144,17 @@ def load_config(
             data; values that do not fit together.
     """
     check_method(method)
-    layers = _Layers()
+    layers = Layers()
     layers.put("method.name", method, "METHOD")
     shared = default_file(method)
     if shared.exists():
         layers.put_tables(read_toml_file(shared), str(shared))
+        layers.lower.add(str(shared))
     if preset is not None:
         path = preset_file(method, preset) if isinstance(preset, str) else preset
         layers.put_tables(read_toml_file(path), f"preset {path.stem}")
         layers.put("preset.name", path.stem, "--preset")
+        layers.lower.add(f"preset {path.stem}")
     if file is not None:
         tables = {name: table for name, table in read_toml_file(file).items() if name != "preset"}
         if isinstance(tables.get("data"), dict):
@@ -173,7 +178,7 @@ def load_config(
         if value is not None:
             layers.put(name, value, f"{flag_of(name)} {value}")
     layers.check_trains(method)
-    return layers.build("--config")
+    return _fits(layers, "--config")
 
 
 def load_data_config(path: str, sets: Iterable[str]) -> DataConfig:
@@ -189,7 +194,7 @@ def load_data_config(path: str, sets: Iterable[str]) -> DataConfig:
     texts = list(sets)
     for text in texts:
         name = text.partition("=")[0].strip()
-        if name in _KEYS and not name.startswith("data."):
+        if name in KEYS and not name.startswith("data."):
             raise UsageError(f"{name} says nothing of a log", f"--set {text}", "only [data] does")
     return load_config(next(iter(METHODS)), sets=texts, flags={"data.path": path}).data
 
@@ -199,176 +204,43 @@ def flag_of(name: str) -> str:
     return "--data" if name == "data.path" else "--" + name.split(".")[-1].replace("_", "-")
 
 
-class _Layers:
-    """Values by dotted key, and where each came from."""
+def _fits(layers: Layers, where: str) -> Config:
+    """The configuration, once its values are known to fit together."""
+    config = Config(**layers.tables(where))
+    encoder, evaluation, method = config.encoder, config.evaluation, config.method
+    if encoder.dim % encoder.heads:
+        raise UsageError(
+            f"encoder.dim {encoder.dim} is no multiple of encoder.heads {encoder.heads}",
+            layers.origin("encoder.dim", "encoder.heads"),
+            "each head takes an equal share of the width",
+        )
+    cutoff = int(evaluation.select.partition("@")[2])
+    if cutoff not in evaluation.ks:
+        raise UsageError(
+            f"evaluation.select is {evaluation.select}, but {cutoff} is not in evaluation.ks "
+            f"{to_toml_value(evaluation.ks)}",
+            layers.origin("evaluation.select", "evaluation.ks"),
+            "change one of them",
+        )
 
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-        self.origins: dict[str, str] = {}
-
-    def put(self, name: str, value: object, where: str, *, text: bool = False) -> None:
-        """Check one value and lay it over what was there."""
-        if name not in _KEYS:
-            raise _unknown_key(name, where, self.values.get("method.name", ""))
-        self.values[name] = _KEYS[name].read(value, where, text=text)
-        self.origins[name] = where
-
-    def put_asked(self, name: str, value: object, where: str, *, text: bool = False) -> None:
-        """A value the user asks for: any key but those that seqrec records."""
-        if name in _RECORDED:
-            raise UsageError(f"{name} cannot be set", where, "seqrec writes it; leave it out")
-        self.put(name, value, where, text=text)
-
-    def put_tables(self, tables: Mapping[str, Any], where: str) -> None:
-        """A parsed TOML file."""
-        for table, content in tables.items():
-            if table not in _TABLES and table != "preset":
-                if isinstance(content, dict):
-                    raise unknown("table", table, where, _TABLES, "the tables")
-                raise _unknown_key(table, where, "")
-            if not isinstance(content, dict):
-                raise UsageError(f"{table} is {content!r}", where, f"must be a table: [{table}]")
-            for name, value in content.items():
-                self.put(f"{table}.{name}", value, where)
-
-    def check_trains(self, method: str) -> None:
-        """Refuse what names another method than the command."""
-        name, where = self.values["method.name"], self.origins["method.name"]
-        check_method(name, where)
-        if name != method:
-            raise UsageError(f"method.name is {name!r}", where, f"the command trains {method}")
-
-    def leave_to_others(self, method: str, where: str) -> None:
-        """Take out what a run's own configuration says of other methods.
-
-        Runs of earlier versions wrote such keys down as well. A file that names no method is
-        nobody's but the user's, who would set them in vain.
-        """
-        if self.origins.get("method.name") != where:
-            return
-        self.check_trains(method)
-        others = [n for n in self.values if not _KEYS[n].read_by(method)]
-        for name in others:
-            del self.values[name]
-
-    def build(self, where: str) -> Config:
-        """The configuration, once the values are known to fit together."""
-        for name in ("data.path", "method.name"):
-            if name not in self.values:
-                raise UsageError(f"{name} is missing", where, "name it")
-        check_method(self.values["method.name"], self.origins["method.name"])
-        self._check_read()
-        tables: dict[str, Any] = {}
-        for name, cls in typing.get_type_hints(Config).items():
-            values = {
-                dotted.partition(".")[2]: value
-                for dotted, value in self.values.items()
-                if dotted.startswith(f"{name}.")
-            }
-            tables[name] = cls(**values)
-        config = Config(**tables)
-        self._check_together(config)
-        return config
-
-    def _check_read(self) -> None:
-        """A key that neither the method nor its sampler reads would be set in vain.
-
-        But a preset's keys give way where the user asks for another sampler.
-        """
-        method = self.values["method.name"]
-        sampler = self.values.get("negatives.sampler", NegativesConfig.sampler)
-        for name in list(self.values):
-            known = _KEYS[name]
-            if not known.read_by(method):
-                reader, readers = method, known.methods
-            elif known.read_by(method, sampler):
-                continue
-            elif self.origins[name].startswith("preset "):
-                del self.values[name]
-                continue
-            else:
-                reader, readers = f"the sampler {sampler}", known.samplers
-            raise UsageError(
-                f"{reader} does not read {name}",
-                self.origins[name],
-                f"leave it out; {alternatives(readers, 'and')} "
-                f"read{'s' if len(readers) == 1 else ''} it",
-            )
-
-    def _check_together(self, config: Config) -> None:
-        encoder, evaluation, method = config.encoder, config.evaluation, config.method
-        if encoder.dim % encoder.heads:
-            raise UsageError(
-                f"encoder.dim {encoder.dim} is no multiple of encoder.heads {encoder.heads}",
-                self._origin("encoder.dim", "encoder.heads"),
-                "each head takes an equal share of the width",
-            )
-        if config.data.roles and config.data.split != "by-user":
-            raise UsageError(
-                f"data.roles is {config.data.roles!r}, but data.split is {config.data.split}",
-                self._origin("data.roles", "data.split"),
-                "only by-user has roles",
-            )
-        cutoff = int(evaluation.select.partition("@")[2])
-        if cutoff not in evaluation.ks:
-            raise UsageError(
-                f"evaluation.select is {evaluation.select}, but {cutoff} is not in evaluation.ks "
-                f"{to_toml_value(evaluation.ks)}",
-                self._origin("evaluation.select", "evaluation.ks"),
-                "change one of them",
-            )
-
-        if method.positive == "augmented" and not encoder.extra_rows:
-            raise UsageError(
-                "method.positive is augmented, but encoder.extra_rows is 0",
-                self._origin("method.positive", "encoder.extra_rows"),
-                "a masked item needs a row of the table: encoder.extra_rows = 1",
-            )
-        if method.calibration > 0 and method.loss != "bce":
-            raise UsageError(
-                f"method.calibration is {method.calibration}, but method.loss is {method.loss}",
-                self._origin("method.calibration", "method.loss"),
-                "only bce is calibrated",
-            )
-        negatives = config.negatives
-        if not negatives.pool and (negatives.sampler != "r2ns" or not negatives.recall):
-            raise UsageError(
-                f"{negatives.sampler} has no candidates: negatives.pool is 0",
-                self._origin("negatives.pool", "negatives.recall", "negatives.sampler"),
-                "give it some",
-            )
-        if not method.mix_spread <= method.mix <= 1 - method.mix_spread:
-            raise UsageError(
-                f"method.mix {method.mix} -+ method.mix_spread {method.mix_spread} is not within "
-                "0 and 1",
-                self._origin("method.mix", "method.mix_spread"),
-                "change one of them",
-            )
-
-    def _origin(self, *names: str) -> str:
-        return ", ".join(dict.fromkeys(self.origins[n] for n in names if n in self.origins))
-
-
-def _unknown_key(name: str, where: str, method: str) -> UsageError:
-    """Names the nearest key of the same table, or of any where there is no such table.
-
-    Keys that the method does not read are not named.
-    """
-    table, _, leaf = name.rpartition(".")
-    known: dict[str, str] = {}  # by the last part, the first table winning
-    for dotted in _KEYS:
-        of, _, last = dotted.partition(".")
-        if dotted in _RECORDED or not _KEYS[dotted].read_by(method):
-            continue
-        if of == table or table not in _TABLES:
-            known.setdefault(last, dotted)
-    close = nearest(leaf, known)
-    if close:
-        mend = f"did you mean {known[close]}?"
-    elif table not in _TABLES:
-        mend = "`seqrec train --help` lists the keys"
-    elif known:
-        mend = f"the keys of [{table}]: {', '.join(known)}"
-    else:
-        mend = f"{method} reads no key of [{table}]"
-    return UsageError(f"unknown key {name!r}", where, mend)
+    if method.positive == "augmented" and not encoder.extra_rows:
+        raise UsageError(
+            "method.positive is augmented, but encoder.extra_rows is 0",
+            layers.origin("method.positive", "encoder.extra_rows"),
+            "a masked item needs a row of the table: encoder.extra_rows = 1",
+        )
+    negatives = config.negatives
+    if not negatives.pool and (negatives.sampler != "r2ns" or not negatives.recall):
+        raise UsageError(
+            f"{negatives.sampler} has no candidates: negatives.pool is 0",
+            layers.origin("negatives.pool", "negatives.recall", "negatives.sampler"),
+            "give it some",
+        )
+    if not method.mix_spread <= method.mix <= 1 - method.mix_spread:
+        raise UsageError(
+            f"method.mix {method.mix} -+ method.mix_spread {method.mix_spread} is not within "
+            "0 and 1",
+            layers.origin("method.mix", "method.mix_spread"),
+            "change one of them",
+        )
+    return config

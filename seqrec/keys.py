@@ -12,7 +12,7 @@ import math
 import numbers
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,19 +47,24 @@ def one_of(*names: str) -> Rule:
     return Rule(alternatives(names), lambda value: value in names)
 
 
+empty = Rule("empty", lambda value: not value)
+
+
 def key(
     default: Any = _NO_DEFAULT,
     *,
     help: str,
     rule: Rule | None = None,
     methods: tuple[str, ...] = (),
-    samplers: tuple[str, ...] = (),
+    when: Mapping[str, Rule] | None = None,
 ) -> Any:
     """Declare a key of a configuration table: a dataclass field with its help and its rule.
 
-    `methods` names those that read it, where not all do; `samplers` alike.
+    `methods` names those that read it, where not all do; `when` the choices it belongs to, other
+    keys by dotted name and what they must be.  Setting a key that is not read is a mistake.  An
+    amount is no choice: where a weight is 0, what is weighted may be set, as in a sweep.
     """
-    metadata = {"help": help, "rule": rule, "methods": methods, "samplers": samplers}
+    metadata = {"help": help, "rule": rule, "methods": methods, "when": when or {}}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -67,7 +72,8 @@ def key(
 class Key:
     """A declared key: ``name`` is dotted (``training.lr``), `kind` its annotation.
 
-    `methods` are those that read it, `samplers` alike; none named: all of them.
+    `methods` are those that read it, all of them where none is named; `when` says what else holds
+    where it is read.
     """
 
     name: str
@@ -76,13 +82,11 @@ class Key:
     help: str
     rule: Rule | None
     methods: tuple[str, ...]
-    samplers: tuple[str, ...]
+    when: Mapping[str, Rule]
 
-    def read_by(self, method: str, sampler: str = "") -> bool:
-        """Whether the key means anything to a method, and to its sampler where one is named."""
-        if self.methods and method not in self.methods:
-            return False
-        return not (sampler and self.samplers) or sampler in self.samplers
+    def read_by(self, method: str) -> bool:
+        """Whether the key means anything to a method, under other settings at least."""
+        return not self.methods or method in self.methods
 
     def read(self, value: object, where: str, *, text: bool = False) -> Any:
         """`value` as this key's type, or a UsageError naming key, value and what is allowed.

@@ -8,6 +8,7 @@ know only by what was published about it, it holds the hex digits that are known
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,6 @@ def default_file(method: str) -> Path:
     return PRESETS / method / "default.toml"
 
 
-def own_defaults(method: str) -> dict[str, Any]:
-    """A method's own defaults by dotted key."""
-    file = default_file(method)
-    tables = read_toml_file(file) if file.exists() else {}
-    return {f"{table}.{name}": x for table, keys in tables.items() for name, x in keys.items()}
-
-
 def preset_names(method: str) -> list[str]:
     """The presets of a method, sorted."""
     files = (PRESETS / method).glob("*.toml")
@@ -47,6 +41,14 @@ def preset_file(method: str, name: str) -> Path:
     if name not in names:
         raise unknown("preset", name, "--preset", names, f"the presets of {method}")
     return PRESETS / method / f"{name}.toml"
+
+
+def named(name: str, changed: Mapping[str, Any] | None) -> str:
+    """A run's preset, and what of it the run has changed where that is known: a few, or that."""
+    if not changed:
+        return name
+    told = [f"{key}={value}" for key, value in changed.items()]
+    return f"{name} but {' '.join(told)}" if len(told) <= 3 else f"{name} but {len(told)} settings"
 
 
 def resolve_preset(method: str, name: str, sha256: str) -> Path:

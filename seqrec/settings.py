@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from seqrec.encoders import ENCODERS
-from seqrec.keys import Rule, above, at_least, key, one_of, within
+from seqrec.keys import Rule, above, at_least, empty, key, one_of, within
 
 METRICS = ("HR", "NDCG", "MRR")
 
@@ -23,6 +23,7 @@ _METRIC = Rule(
     f"METRIC@K with METRIC one of {', '.join(METRICS)}",
     lambda name: re.fullmatch(rf"({'|'.join(METRICS)})@[1-9][0-9]*", name) is not None,
 )
+_BY_USER = {"data.split": one_of("by-user")}
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,15 @@ class DataConfig:
         help="what is held out",
         rule=one_of("leave-one-out", "by-user", "global-time"),
     )
-    split_seed: int = key(0, help="draws the users that by-user holds out", rule=within(0, 2**63))
-    roles: str = key("", help="a file of `user role` for by-user, instead of drawing the users")
+    split_seed: int = key(
+        0,
+        help="draws the users that by-user holds out",
+        rule=within(0, 2**63),
+        when=_BY_USER | {"data.roles": empty},
+    )
+    roles: str = key(
+        "", help="a file of `user role` for by-user, instead of drawing the users", when=_BY_USER
+    )
     format: str = key(
         "auto",
         help="how the file is read",

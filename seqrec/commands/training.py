@@ -67,9 +67,9 @@ Command, configuration and data are checked before anything is created."""
         add("--dry-run", action="store_true", help="check everything, say what would run, stop")
 
     def more(self) -> str:
-        from seqrec.config import settable
+        from seqrec.config import load_config, settable
         from seqrec.methods import METHODS
-        from seqrec.preset import own_defaults, preset_names
+        from seqrec.preset import preset_names
 
         keys = {key.name: key for key in settable()}
         lines = [
@@ -78,15 +78,16 @@ Command, configuration and data are checked before anything is created."""
         ]
         for key in keys.values():
             values = f": {key.allowed}" if key.kind is str and key.rule else ""
-            readers = key.samplers or key.methods
-            only = f" ({', '.join(readers)})" if readers else ""
+            readers = [", ".join(key.methods)] * bool(key.methods)
+            readers += [f"with {other} {rule.says}" for other, rule in key.when.items()]
+            only = f" ({'; '.join(readers)})" if readers else ""
             lines.append(f"  {key.name:<26} {_typed(key.default):<14} {key.help}{values}{only}")
         lines.append("\nwhat the methods' own defaults change:")
         for method in METHODS:
             own = [
                 f"{name}={_typed(value)}"
-                for name, value in own_defaults(method).items()
-                if value != keys[name].default
+                for name, value in load_config(method, flags={"data.path": "-"}).read().items()
+                if name in keys and value != keys[name].default
             ]
             lines += _wrapped(method, own)
         lines.append("\npresets:")

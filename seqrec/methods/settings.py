@@ -1,8 +1,8 @@
 """The `[method]` table: what a training row is, and the losses of the methods that have several.
 
-A key that not every method reads names those that do; set for another one it is an error.  The
-defaults here are neutral (a hard label, plain InfoNCE); what a method is known by stands in its
-``presets/<method>/default.toml``.
+A key that not every method reads names those that do (`methods`), one that belongs to a choice
+names that (`when`); set in vain it is an error.  The defaults here are neutral (a hard label, plain
+InfoNCE); what a method is known by stands in its ``presets/<method>/default.toml``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from seqrec.keys import Rule, above, at_least, key, one_of, within
 _VIEWS = ("icsrec", "fenrec", "cl4srec", "duorec")
 _FENREC = ("fenrec", "cl4srec", "duorec")
 _SAMPLED = ("sasrec-sampled", "r2ns")
+_HARD = {"method.contrast": one_of("hard-negative")}
+_AUGMENTED = {"method.positive": one_of("augmented")}
 _SHARE = Rule("at least 0 and at most 1", lambda value: 0 <= value <= 1)
 
 
@@ -45,6 +47,7 @@ class MethodConfig:
         help="gSASRec's t: how much of bce's overconfidence is taken back",
         rule=_SHARE,
         methods=_SAMPLED,
+        when={"method.loss": one_of("bce")},
     )
     coarse_weight: float = key(
         0.1, help="of the loss between the two views of a row", rule=at_least(0), methods=_VIEWS
@@ -60,7 +63,10 @@ class MethodConfig:
         20, help="of k-means, each restart", rule=at_least(1), methods=_VIEWS
     )
     cluster_restarts: int = key(
-        5, help="of k-means, each epoch; later epochs go on", rule=at_least(1), methods=_VIEWS
+        5,
+        help="of k-means, each epoch; later epochs go on",
+        rule=at_least(1),
+        methods=_VIEWS,
     )
     positive: str = key(
         "last",
@@ -70,13 +76,25 @@ class MethodConfig:
         methods=_VIEWS,
     )
     crop: float = key(
-        0.6, help="share of a sequence that a cropped view keeps", rule=_SHARE, methods=_VIEWS
+        0.6,
+        help="share of a sequence that a cropped view keeps",
+        rule=_SHARE,
+        methods=_VIEWS,
+        when=_AUGMENTED,
     )
     mask: float = key(
-        0.3, help="share of the items that a masked view hides", rule=_SHARE, methods=_VIEWS
+        0.3,
+        help="share of the items that a masked view hides",
+        rule=_SHARE,
+        methods=_VIEWS,
+        when=_AUGMENTED,
     )
     reorder: float = key(
-        0.6, help="share of a sequence that a reordered view shuffles", rule=_SHARE, methods=_VIEWS
+        0.6,
+        help="share of a sequence that a reordered view shuffles",
+        rule=_SHARE,
+        methods=_VIEWS,
+        when=_AUGMENTED,
     )
     mask_same: bool = key(
         True,
@@ -108,34 +126,47 @@ class MethodConfig:
         help="of the hard-negative loss: as the published code or as the paper's equations",
         rule=one_of("official", "paper"),
         methods=_FENREC,
+        when=_HARD,
     )
     focal_scale: float = key(
         8.0,
         help="a similarity s counts s tanh(s / scale); 0: plain s, without margin",
         rule=at_least(0),
         methods=_FENREC,
+        when=_HARD,
     )
     margin: float = key(
-        0.2, help="added to the tanh of a negative", rule=at_least(0), methods=_FENREC
+        0.2,
+        help="added to the tanh of a negative",
+        rule=at_least(0),
+        methods=_FENREC,
+        when=_HARD,
     )
     mix: float = key(
         0.4,
         help="share of the anchor in a mixed hard negative",
         rule=within(0, 1),
         methods=_FENREC,
+        when=_HARD,
     )
     mix_spread: float = key(
         0.0,
         help="each pair draws its share from mix -+ this",
         rule=within(0, 1),
         methods=_FENREC,
+        when=_HARD,
     )
     mix_weight: float = key(
-        0.1, help="of the mixed hard negatives; 0: none", rule=at_least(0), methods=_FENREC
+        0.1,
+        help="of the mixed hard negatives; 0: none",
+        rule=at_least(0),
+        methods=_FENREC,
+        when=_HARD,
     )
     noise: float = key(
         2.0,
         help="noise negatives, as a multiple of the batch; 0: none",
         rule=at_least(0),
         methods=_FENREC,
+        when=_HARD,
     )

@@ -80,6 +80,27 @@ def test_a_run_s_own_configuration_is_a_config_file(tmp_path: Path, preset_folde
     assert (second.data.path, second.data.sha256, second.preset.name) == ("other.txt", "", "")
 
 
+def test_what_lies_below_the_user_gives_way_to_another_choice(tmp_path: Path) -> None:
+    """A preset, a method's own defaults and a run's own configuration; a file of the user's not."""
+    plain = load_config(
+        "fenrec", preset="official-beauty", sets=["method.contrast=info-nce"], flags=DATA
+    )
+    assert not {"method.noise", "method.margin"} & plain.read().keys()
+    assert Config.from_toml(plain.to_toml(), "config.toml") == plain
+    kept = write(tmp_path / "run.toml", load("data.split=by-user", "data.split_seed=3").to_toml())
+    assert load(file=kept).data.split_seed == 3
+    assert "data.split_seed" not in load("data.split=global-time", file=kept).read()
+    mine = write(tmp_path / "mine.toml", '[data]\nsplit = "by-user"\nsplit_seed = 3\n')
+    assert "data.split_seed is not read" in message("data.split=global-time", file=mine)
+
+
+def test_the_configuration_of_an_earlier_version_may_hold_what_is_not_read() -> None:
+    text = load().to_toml()
+    assert "split_seed" not in text and "roles" not in text.partition("sha256")[0]
+    earlier = text.replace("[data]\n", '[data]\nsplit_seed = 3\nroles = ""\n')
+    assert Config.from_toml(earlier, "config.toml") == load()
+
+
 # TOML ---------------------------------------------------------------------------------------------
 
 
@@ -114,7 +135,7 @@ def test_everything_resolved_is_written(preset_folder: Path) -> None:
     text = config.to_toml()
     for key in settable():
         written = f"\n{key.name.partition('.')[2]} = " in text.replace("[method]", "\n")
-        assert written == key.read_by("sasrec"), key.name
+        assert written == (key.read_by("sasrec") and not key.when), key.name
     again = Config.from_toml(text, "config.toml")
     assert again == config
     assert (again.preset.name, again.preset.data, again.preset.sha256) == ("tuned-x", "X", "ab")
@@ -160,6 +181,29 @@ def test_a_preset_may_know_the_first_sixteen_digits_of_its_data(preset_folder: P
     assert presets.resolve_preset("sasrec", "tuned", digest).stem == "tuned-x"
     with pytest.raises(UsageError, match="no tuned preset"):
         presets.resolve_preset("sasrec", "tuned", "f" * 64)
+
+
+def test_what_a_run_changes_of_its_preset(preset_folder: Path) -> None:
+    own = '[preset]\ndata = "D"\n[encoder]\ndim = 32\n[training]\nseed = 9\nlr = 0.1\n'
+    write(preset_folder / "tuned-x.toml", own)
+    assert load().changed() is None  # there is none to change
+    assert load("encoder.dim=32", "training.seed=1", preset="tuned-x").changed() == {}
+    config = load("encoder.dim=64", preset="tuned-x", flags={"training.epochs": 2})
+    assert config.changed() == {"encoder.dim": 64, "training.epochs": 2}
+    again = Config.from_toml(config.to_toml(), "config.toml")
+    assert again.changed() == config.changed()
+    roles = load("data.split=by-user", "data.roles=/some/where/users.txt", preset="tuned-x")
+    assert roles.changed() == {"data.split": "by-user", "data.roles": "users.txt"}
+    (preset_folder / "tuned-x.toml").unlink()
+    assert again.changed() is None  # nobody knows any more
+
+
+def test_a_changed_preset_is_not_named_as_it_is() -> None:
+    assert presets.named("tuned-x", None) == presets.named("tuned-x", {}) == "tuned-x"
+    few = {"encoder.dim": 64, "training.epochs": 2}
+    assert presets.named("tuned-x", few) == "tuned-x but encoder.dim=64 training.epochs=2"
+    many = {**few, "training.lr": 0.5, "training.batch": 8}
+    assert presets.named("tuned-x", many) == "tuned-x but 4 settings"
 
 
 def test_default_is_no_preset(preset_folder: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from configs import DATA, message, write
+from configs import DATA, load, message, write
 
-from seqrec.config import Config, load_config
+from seqrec.config import Config, load_config, settable
 from seqrec.errors import UsageError
 from seqrec.keys import alternatives
 from seqrec.methods import METHODS
@@ -98,6 +98,16 @@ from seqrec.methods import METHODS
             "negatives.pool=9",
             "sasrec does not read negatives.pool (--set negatives.pool=9); "
             "leave it out; sasrec-sampled and r2ns read it",
+        ),
+        (
+            "data.split_seed=3",
+            "data.split_seed is not read while data.split is leave-one-out "
+            "(--set data.split_seed=3); leave it out, or make data.split by-user",
+        ),
+        (
+            "data.roles=users.txt",
+            "data.roles is not read while data.split is leave-one-out "
+            "(--set data.roles=users.txt); leave it out, or make data.split by-user",
         ),
         (
             "data.sha256=ab",
@@ -223,14 +233,51 @@ def test_the_configuration_of_another_method_s_run_is_refused_by_its_name(
 
 
 def test_a_key_of_another_method_is_refused_wherever_it_stands(
-    tmp_path: Path, preset_folder: Path
+    tmp_path: Path,
 ) -> None:
     file = write(tmp_path / "mine.toml", "[method]\nmix = 0.2\n")
     assert load_config("fenrec", file=file, flags=DATA).method.mix == 0.2
     with pytest.raises(UsageError, match=r"icsrec does not read method\.mix \(.*mine\.toml\)"):
         load_config("icsrec", file=file, flags=DATA)
+    with pytest.raises(UsageError, match=r"method\.mix is not read while method\.contrast is info"):
+        load_config("cl4srec", file=file, flags=DATA)
     with pytest.raises(UsageError, match=r"fenrec does not read method\.rows .*sasrec, .*read it"):
         load_config("fenrec", sets={"method.rows": "prefixes"}, flags=DATA)
+
+
+def test_a_seed_is_refused_where_a_file_has_the_roles() -> None:
+    assert load("data.split=by-user", "data.split_seed=3").data.split_seed == 3
+    assert message("data.split=by-user", "data.split_seed=3", "data.roles=users.txt") == (
+        "data.split_seed is not read while data.roles is users.txt (--set data.split_seed=3, "
+        "--set data.roles=users.txt); leave it out, or make data.roles empty"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "text", "other"),
+    [
+        ("cl4srec", "method.noise=1", "method.contrast"),
+        ("icsrec", "method.crop=0.5", "method.positive"),
+        ("sasrec-sampled", "negatives.power=0.5", "negatives.sampler"),
+    ],
+)
+def test_a_key_of_another_choice_is_refused(method: str, text: str, other: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(method, sets=[text], flags=DATA)
+    said = str(caught.value)
+    assert said.startswith(f"{text.partition('=')[0]} is not read while {other} is ")
+    mend = said.partition(f"leave it out, or make {other} ")[2]
+    load_config(method, sets=[text, f"{other}={mend}", "encoder.extra_rows=1"], flags=DATA)
+
+
+def test_every_choice_that_a_key_belongs_to_is_a_key() -> None:
+    known = {key.name: key for key in settable()}
+    belonging = [key for key in known.values() if key.when]
+    assert belonging
+    for key in belonging:
+        for other, rule in key.when.items():
+            assert set(key.methods) <= set(known[other].methods) or not known[other].methods
+            assert known[other].kind is str and rule.says
 
 
 def test_mix_ratios_stay_between_0_and_1() -> None:

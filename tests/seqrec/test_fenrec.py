@@ -51,6 +51,8 @@ def settings(method: str = "fenrec", **sets: Any) -> Config:
             "method.noise": 2.0,
         }
     asked |= {name.replace("__", "."): value for name, value in sets.items()}
+    if asked.get("method.contrast") == "info-nce":  # it would not read these
+        del asked["method.focal_scale"], asked["method.noise"]
     return load_config(method, sets=asked, flags={"data.path": "-"})
 
 

@@ -236,18 +236,21 @@ def test_the_ablations_are_settings(
     [
         (
             {"negatives.sampler": "uniform", "negatives.pool": 9},
-            "the sampler uniform does not read negatives.pool (--set negatives.pool=9); "
-            "leave it out; dns, mixgcf, dns+, mixgcf+ and r2ns read it",
+            "negatives.pool is not read while negatives.sampler is uniform "
+            "(--set negatives.pool=9, --set negatives.sampler=uniform); "
+            "leave it out, or make negatives.sampler dns, mixgcf, dns+, mixgcf+ or r2ns",
         ),
         (
             {"negatives.sampler": "dns", "negatives.top_m": 9},
-            "the sampler dns does not read negatives.top_m (--set negatives.top_m=9); "
-            "leave it out; dns+, mixgcf+ and r2ns read it",
+            "negatives.top_m is not read while negatives.sampler is dns "
+            "(--set negatives.top_m=9, --set negatives.sampler=dns); "
+            "leave it out, or make negatives.sampler dns+, mixgcf+ or r2ns",
         ),
         (
             {"method.loss": "bpr", "method.calibration": 0.5},
-            "method.calibration is 0.5, but method.loss is bpr (--set method.calibration=0.5, "
-            "--set method.loss=bpr); only bce is calibrated",
+            "method.calibration is not read while method.loss is bpr "
+            "(--set method.calibration=0.5, --set method.loss=bpr); "
+            "leave it out, or make method.loss bce",
         ),
         (
             {"negatives.pool": 0, "negatives.recall": 0},
