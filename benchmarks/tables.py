@@ -55,7 +55,12 @@ def peers() -> str:
 
 
 def official() -> str:
-    """Test figures of the kept runs with the authors' settings, and how far each was trained."""
+    """Test figures of the kept runs with the authors' settings, and how far each was trained.
+
+    What a run has changed of its preset stands in its command.
+    """
+    from seqrec import rundir
+
     lines = [
         "| `--data Beauty.txt --preset official-beauty` | HR@5 | HR@10 | HR@20 | NDCG@5 | NDCG@10 "
         "| NDCG@20 | the paper's HR@10/NDCG@10 | seed; best epoch, epochs run | commit |",
@@ -68,7 +73,9 @@ def official() -> str:
             test = run["metrics"]["test"]
             figures = [_short(test[f"{kind}@{k}"]) for kind in ("HR", "NDCG") for k in (5, 10, 20)]
             epochs = f"{run['seed']}; {run['best_epoch']}, {run['epochs_run']}"
-            cells = [f"`{command}`", *figures, paper, epochs, run["commit"][:8]]
+            changed = rundir.read_config(path.parent).changed() or {}
+            words = " ".join([command, *(f"--set {key}={value}" for key, value in changed.items())])
+            cells = [f"`{words}`", *figures, paper, epochs, run["commit"][:8]]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", _epoch(RESULTS / "fenrec-epoch-beauty-2-threads")])
 

@@ -25,7 +25,7 @@ from seqrec.data.split import Split
 from seqrec.errors import Interrupted, LeakError, UsageError
 from seqrec.files import write_atomic
 from seqrec.methods import build
-from seqrec.preset import FAMILIES, made_for, resolve_preset
+from seqrec.preset import FAMILIES, made_for, named, resolve_preset
 from seqrec.provenance import commit, hardware, versions
 from seqrec.run import Histories, Run, cut, load_log, read_data
 from seqrec.training.finish import judged
@@ -271,12 +271,12 @@ def _preset_file(method: str, name: str, path: str) -> Path:
 
 
 def _preset_remark(config: Config) -> list[str]:
-    """Which preset it is, and whether it was made for this data."""
+    """Which preset it is, what of it was changed, and whether it was made for this data."""
     preset = config.preset
     if not preset.name:
         return []
     other = "" if made_for(preset.sha256, config.data.sha256) else ", made for other data than this"
-    return [f"preset {preset.name}{other}"]
+    return [f"preset {named(preset.name, config.changed())}{other}"]
 
 
 def _warmup_remark(config: Config, counters: Counters) -> list[str]:

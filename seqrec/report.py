@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from seqrec.preset import named
+
 Metrics = Mapping[str, float]
 
 _SHOWN = ("HR@", "NDCG@")  # MRR stands in result.json
@@ -36,7 +38,8 @@ def finished(result: Mapping[str, Any], directory: Path) -> str:
         ("next", _next(result["data"], directory)),
     ]
     if result.get("preset"):
-        facts.insert(2, ("preset", result["preset"]))
+        # results of earlier versions do not say what was changed
+        facts.insert(2, ("preset", named(result["preset"], result.get("preset_changed"))))
     return f"{_table('test', result, result['method'])}\n\n{_lines(facts)}"
 
 

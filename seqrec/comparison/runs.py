@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from seqrec import rundir
-from seqrec.config import Config
+from seqrec.config import APART, Config
 from seqrec.errors import UsageError
 from seqrec.evaluation.ranking import Ranks
+from seqrec.preset import named
 from seqrec.run import Run
 from seqrec.settings import DataConfig
 
-# What says nothing about what was trained: where it ran, and how results are kept and computed.
-_APART = {"training.seed", "training.device", "training.save_every", "evaluation.batch"}
 _TABLES_APART = ("data", "preset")  # a table has one of the former; the latter only names settings
 # What `compare` reads of a result.json.
 _NEEDED: dict[str, type | tuple[type, ...]] = {
@@ -63,7 +62,7 @@ class Finished:
         return {
             name: value
             for name, value in self.config.read().items()
-            if name.partition(".")[0] not in _TABLES_APART and name not in _APART
+            if name.partition(".")[0] not in _TABLES_APART and name not in APART
         }
 
     def judged_on(self) -> tuple[Any, ...]:
@@ -201,8 +200,12 @@ def labels(rows: Sequence[Sequence[Finished]]) -> list[str]:
 
 
 def _told_apart(rows: Sequence[Sequence[Finished]]) -> list[str]:
-    """By preset, else by up to three settings, else by directory: no two alike."""
-    presets = [row[0].result.get("preset") or "" for row in rows]
+    """By preset and what of it was changed, else by up to three settings, else by directory.
+
+    No two alike.
+    """
+    configs = [row[0].config for row in rows]
+    presets = [named(one.preset.name, one.changed()) for one in configs]
     settings = [row[0].settings() for row in rows]
     names = dict.fromkeys(name for one in settings for name in one)
     differing = [n for n in names if len({repr(one.get(n)) for one in settings}) > 1]

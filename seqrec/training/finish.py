@@ -62,6 +62,7 @@ def judged(
         },
         "method": config.method.name,
         "preset": config.preset.name or None,
+        "preset_changed": config.changed(),
         "seed": config.training.seed,
         "epochs_run": counters.epoch,
         "best_epoch": counters.best_epoch,

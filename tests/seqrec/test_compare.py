@@ -79,6 +79,25 @@ def test_a_row_is_named_by_no_more_than_tells_it_apart(runs: dict[str, Path]) ->
     assert table.rows[0].label == "sasrec"
 
 
+def test_a_row_has_the_name_of_a_preset_only_beside_what_it_changed(
+    runs: dict[str, Path], copied: Callable[[str, str], Path], preset_folder: Path
+) -> None:
+    """Also of runs whose result says no more than the preset's name, as those of old."""
+    (preset_folder / "tuned-x.toml").write_text("[encoder]\ndim = 16\n")
+    paths = [copied("seed-0", "a"), copied("wide", "b")]
+    for path in paths:
+        config = path / "config.toml"
+        config.write_text(config.read_text() + '\n[preset]\nname = "tuned-x"\n')
+        change_result(
+            path, lambda result: (result.pop("preset_changed"), result.update(preset="x"))
+        )
+    (table,) = seqrec.compare(paths)
+    changed = [len(read(path).config.changed() or ()) for path in paths]
+    assert changed[0] == changed[1] + 1 > 3
+    labels = [row.label for row in table.rows if row.runs]
+    assert labels == [f"sasrec tuned-x but {n} settings" for n in changed]
+
+
 def test_rows_that_share_a_folder_keep_names_of_their_own(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

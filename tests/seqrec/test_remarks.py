@@ -48,7 +48,7 @@ def test_the_share_of_tied_times(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("name", ["tuned", "tuned-x", "tuned-y"])
-def test_which_preset_it_is_and_whether_it_was_made_for_this_data(
+def test_which_preset_it_is_what_of_it_was_changed_and_whether_it_was_made_for_this_data(
     data: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -59,11 +59,13 @@ def test_which_preset_it_is_and_whether_it_was_made_for_this_data(
     folder.mkdir(parents=True)
     monkeypatch.setattr(presets, "PRESETS", folder.parent)
     digest = hashlib.sha256(data.read_bytes()).hexdigest()
-    (folder / "tuned-x.toml").write_text(f'[preset]\ndata = "X"\nsha256 = "{digest}"\n')
-    (folder / "tuned-y.toml").write_text('[preset]\ndata = "Y"\nsha256 = "ab"\n')
+    own = "\n".join(f"{key} = {value}" for key, value in SETTINGS.items())
+    (folder / "tuned-x.toml").write_text(f'{own}\n[preset]\ndata = "X"\nsha256 = "{digest}"\n')
+    (folder / "tuned-y.toml").write_text(f'{own}\n[preset]\ndata = "Y"\nsha256 = "ab"\n')
     remarks, result = said(data, tmp_path / "run", capsys, "--preset", name)
+    told = "but training.epochs=1"
     if name == "tuned-y":
-        assert remarks[0] == "preset tuned-y, made for other data than this"
-        assert "preset    tuned-y" in result
+        assert remarks[0] == f"preset tuned-y {told}, made for other data than this"
+        assert f"preset    tuned-y {told}" in result
     else:
-        assert remarks[0] == "preset tuned-x" and "preset    tuned-x" in result
+        assert remarks[0] == f"preset tuned-x {told}" and f"preset    tuned-x {told}" in result

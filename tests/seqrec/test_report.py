@@ -63,6 +63,10 @@ def test_a_finished_run() -> None:
 def test_the_preset_is_named() -> None:
     text = report.finished(result(preset="tuned-beauty"), Path("r"))
     assert "\npreset    tuned-beauty\n" in text
+    text = report.finished(
+        result(preset="tuned-beauty", preset_changed={"training.epochs": 2}), Path("r")
+    )
+    assert "\npreset    tuned-beauty but training.epochs=2\n" in text
 
 
 def test_the_best_possible_and_the_share_of_it() -> None:
