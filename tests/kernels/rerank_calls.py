@@ -7,6 +7,7 @@ from typing import Any
 
 import oracles
 import torch
+from ranking_calls import random_seen, whole
 from torch import Tensor
 
 from seqrec_kernels import SeenItems, rerank_negatives
@@ -28,19 +29,9 @@ SHAPES = [
 SEEDS = (0, 3, -(2**63), 2**40 + 17)
 
 
-def whole(rows: int, width: int) -> Tensor:
-    """Small whole numbers: every product is exact, so an oracle may score on its own; many ties."""
-    return torch.randint(-2, 3, (rows, width)).float()
-
-
 def with_empty(ids: Tensor) -> Tensor:
     ids[torch.rand(ids.shape) < 0.15] = -1
     return ids
-
-
-def lists(rows: int, items: int, most: int) -> list[list[int]]:
-    """Items a row may not draw: in any order, repeated, none."""
-    return [[random.randrange(items) for _ in range(random.randrange(most))] for _ in range(rows)]
 
 
 def expected(
@@ -63,7 +54,7 @@ def every_call_is_exact(shape: tuple[int, int | None, int | None, int, int], tie
     for first in {0, min(3, v - 1)}:
         own = None if c is None else with_empty(torch.randint(first, v, (b, c)))
         shared = None if s is None else with_empty(torch.randint(first, v, (s,)))
-        met = lists(b, v, 12)
+        met = random_seen(b, v, 12)
         slots = (c or 0) + (s or 0)
         for n, top_m in enumerate((1, 2, 5, slots // 2 + 1, slots, slots + 7)):
             for repeated in ("drop", "keep"):

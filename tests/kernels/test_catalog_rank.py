@@ -10,23 +10,13 @@ import oracles
 import pytest
 import torch
 from oracles import Watch
-from torch import Tensor
+from ranking_calls import random_seen, whole
 
 from seqrec_kernels import Rank, SeenItems, backend, catalog_rank, rank_metrics
 from seqrec_kernels.ops.catalog_rank import blocked
 from seqrec_kernels.ops.scoring import ScoreTiles, exact_products
 
 OPERATOR = torch.ops.seqrec_kernels.catalog_rank.default
-
-
-def whole(rows: int, width: int) -> Tensor:
-    """Small whole numbers: every product is exact, so an oracle may score on its own; many ties."""
-    return torch.randint(-2, 3, (rows, width)).float()
-
-
-def random_seen(batch: int, items: int, most: int = 6) -> list[list[int]]:
-    """Lists in any order, with repeats and empty ones among them."""
-    return [[random.randrange(items) for _ in range(random.randrange(most))] for _ in range(batch)]
 
 
 @pytest.mark.parametrize("name", ["blocked", "reference"])
@@ -42,7 +32,7 @@ def test_counts_every_comparison(
         q, e, bias = whole(b, d), whole(v, d), torch.randint(-1, 2, (v,)).float()
         y = torch.randint(first, v, (b,) if slots is None else (b, slots))
         y[torch.rand(y.shape) < 0.2] = -1
-        lists = random_seen(b, v)
+        lists = random_seen(b, v, 6)
         seen = None if rule == "free" else SeenItems.from_lists(lists)
         score = 0.0 if rule == "scored" else None
         with backend(name):
@@ -134,7 +124,7 @@ def test_both_zeros_are_one_score(name: str) -> None:
 
 def test_one_csr_serves_every_batch() -> None:
     random.seed(2)
-    lists = random_seen(12, 90)
+    lists = random_seen(12, 90, 6)
     whole_set = SeenItems.from_lists(lists)
     users = torch.tensor([5, 0, 5, 11])
     q, e, y = torch.randn(4, 8), torch.randn(90, 8), torch.randint(90, (4,))
@@ -184,7 +174,7 @@ def test_full_precision_lasts_until_the_last_thread_is_out() -> None:
 def test_strided_inputs_none_written_and_no_gradient() -> None:
     q, e = torch.randn(5, 16)[:, ::2].requires_grad_(), torch.randn(8, 90).T
     y, bias = torch.randint(90, (3, 5)).T, torch.randn(180)[::2]
-    seen = SeenItems.from_lists(random_seen(5, 90))
+    seen = SeenItems.from_lists(random_seen(5, 90, 6))
     copies = [t.detach().clone() for t in (q, e, y, bias, *seen[:2])]
     ours = catalog_rank(q, e, y, item_bias=bias, seen=seen)
     straight = catalog_rank(
@@ -207,7 +197,7 @@ def test_empty_batches_and_slots() -> None:
 def test_opcheck_and_compiled_equals_eager() -> None:
     random.seed(3)
     q, e, y = torch.randn(6, 4), torch.randn(80, 4), torch.randint(80, (6, 2))
-    seen = SeenItems.from_lists(random_seen(6, 80))
+    seen = SeenItems.from_lists(random_seen(6, 80, 6))
     torch.library.opcheck(OPERATOR, (q, e, y, None, 0, *seen, None, "blocked"))
     compiled = torch.compile(catalog_rank, fullgraph=True)
     ours, eager = compiled(q, e, y, seen=seen), catalog_rank(q, e, y, seen=seen)

@@ -17,6 +17,7 @@ import oracles
 import pytest
 import torch
 from gpu_programs import CUDA, REASON, sanitized
+from ranking_calls import random_seen, whole
 from torch import Tensor
 
 from seqrec_kernels import SeenItems, TopK, backend, catalog_topk, native
@@ -48,16 +49,6 @@ def best(device: str, queries: Tensor, items: Tensor, k: int, **options: Any) ->
     first = options.get("first_item", 0)
     found = selection.forward(queries.to(device), items.to(device), k, bias, first, seen)
     return TopK(*(t.cpu() for t in found))
-
-
-def whole(rows: int, width: int) -> Tensor:
-    """Small whole numbers: every product is exact, so an oracle may score on its own; many ties."""
-    return torch.randint(-2, 3, (rows, width)).float()
-
-
-def random_seen(batch: int, items: int, most: int = 60) -> list[list[int]]:
-    """Lists in any order, with repeats and empty ones among them."""
-    return [[random.randrange(items) for _ in range(random.randrange(most))] for _ in range(batch)]
 
 
 def is_exact(ours: TopK, scores: Tensor, k: int, first: int, seen: list[set[int]] | None) -> None:

@@ -9,6 +9,7 @@ import oracles
 import pytest
 import torch
 import triton_device
+from ranking_calls import random_seen, whole
 from torch import Tensor
 from triton_device import DEVICE
 
@@ -17,16 +18,6 @@ from seqrec_kernels import SeenItems, TopK, backend, catalog_topk
 pytestmark = triton_device.MARKS
 on_triton = triton_device.on_triton
 tiny_tiles = triton_device.tiny_tiles
-
-
-def whole(rows: int, width: int) -> Tensor:
-    """Small whole numbers: every product is exact, so an oracle may score on its own; many ties."""
-    return torch.randint(-2, 3, (rows, width)).float()
-
-
-def random_seen(batch: int, items: int, most: int = 60) -> list[list[int]]:
-    """Lists in any order, with repeats and empty ones among them."""
-    return [[random.randrange(items) for _ in range(random.randrange(most))] for _ in range(batch)]
 
 
 def best(queries: Tensor, items: Tensor, k: int, **options: Any) -> TopK:
