@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import oracles
 import pytest
 import torch
 from cross_entropy_calls import gradients, problem
 from oracles import Watch
+from peak_memory import printed
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
@@ -229,14 +226,8 @@ def test_no_tensor_is_larger_than_the_workspace_or_an_input(m: int, v: int, redu
 
 
 MEMORY = """
-import sys, torch
 from seqrec_kernels import catalog_cross_entropy
 
-def peak():
-    lines = open("/proc/self/status").readlines()
-    return 1024 * int(next(x for x in lines if x.startswith("VmHWM")).split()[1])
-
-torch.manual_seed(0)
 m, v, d, reduction = 4096, 100_000, 32, sys.argv[1]
 
 def run(m, v):
@@ -259,12 +250,7 @@ def test_peak_resident_memory_stays_below_five_percent_of_the_matrix(
 ) -> None:
     if implementation == "native" and native.missing():
         pytest.skip(native.missing())
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, reduction],
-        env={**os.environ, "SEQREC_KERNELS_BACKEND": implementation},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    share = float(done.stdout)
+    share = printed(MEMORY, reduction, backend=implementation)
     assert 0.0 < share < 0.05, f"{share:.2%} of M * V * 4 bytes"
 
 

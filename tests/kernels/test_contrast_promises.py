@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 
 import oracles
@@ -12,6 +9,7 @@ import pytest
 import torch
 from contrast_calls import LOSSES, NAMES, REDUCTIONS, gradients, problem, upstream_of
 from oracles import Watch
+from peak_memory import printed
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
@@ -267,14 +265,8 @@ def test_no_tensor_is_larger_than_the_workspace_or_an_input(
 
 
 MEMORY = """
-import sys, torch
 from seqrec_kernels import hard_negative_info_nce
 
-def peak():
-    lines = open("/proc/self/status").readlines()
-    return 1024 * int(next(x for x in lines if x.startswith("VmHWM")).split()[1])
-
-torch.manual_seed(0)
 b, d, reduction = 4096, 64, sys.argv[1]
 
 def run(b, d):
@@ -296,12 +288,8 @@ print(run(b, d))
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_peak_resident_memory_of_a_large_batch_stays_below_100_megabytes(reduction: str) -> None:
     """8192 rows of width 64: one ``[R, K]`` matrix is 268 MB, the published form 17 GB a tensor."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, reduction],
-        env={**os.environ, "SEQREC_KERNELS_BACKEND": "blocked"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert 0 < int(done.stdout) < 100e6, f"{int(done.stdout) / 1e6:.0f} MB"
+    used = printed(MEMORY, reduction, backend="blocked")
+    assert 0 < used < 100e6, f"{used / 1e6:.0f} MB"
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from attention_calls import FORMS, MASKS, Call, attend, call, gradients
 from oracles import Watch
+from peak_memory import printed
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
@@ -301,14 +299,8 @@ def test_no_tensor_is_larger_than_the_workspace_or_an_input(
 
 
 MEMORY = """
-import sys, torch
 from seqrec_kernels import jagged_attention
 
-def peak():
-    lines = open("/proc/self/status").readlines()
-    return 1024 * int(next(x for x in lines if x.startswith("VmHWM")).split()[1])
-
-torch.manual_seed(0)
 torch.set_num_threads(1)
 
 def run(b, length, p):
@@ -331,12 +323,8 @@ def test_peak_resident_memory_stays_below_ten_percent_of_the_scores(
 ) -> None:
     """One matrix ``[B, heads, L, L]`` has 768 MB at this size; torch's backward has three."""
     on(name)
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(dropout)],
-        env={**os.environ, "SEQREC_KERNELS_BACKEND": name},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    used, scores = int(done.stdout), 24 * 8 * 1000**2 * 4
+    used = printed(MEMORY, str(dropout), backend=name)
+    scores = 24 * 8 * 1000**2 * 4
     assert 0 < used < 0.1 * scores, f"{used / 1e6:.0f} MB"
 
 

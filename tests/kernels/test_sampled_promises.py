@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 from typing import Any
 
@@ -12,6 +9,7 @@ import oracles
 import pytest
 import torch
 from oracles import Watch
+from peak_memory import printed
 from sampled_calls import LOSSES, REDUCTIONS, Call, call, gradients, upstream_of
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -287,14 +285,8 @@ def test_no_tensor_is_larger_than_the_workspace_or_an_input(
 
 
 MEMORY = """
-import sys, torch
 from seqrec_kernels import sampled_softmax_loss
 
-def peak():
-    lines = open("/proc/self/status").readlines()
-    return 1024 * int(next(x for x in lines if x.startswith("VmHWM")).split()[1])
-
-torch.manual_seed(0)
 torch.set_num_threads(1)
 
 def run(m, n, v, d, reduction):
@@ -318,12 +310,8 @@ def test_peak_resident_memory_stays_below_five_percent_of_the_gathered_rows(
     """Gathering takes ``[M, N, D]`` twice, once for its gradient: 839 MB at this size."""
     if (reason := report("cpu")["sampled"][name]) is not None:
         pytest.skip(reason)
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, reduction],
-        env={**os.environ, "SEQREC_KERNELS_BACKEND": name},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    used, gathered = int(done.stdout), 2 * 12800 * 128 * 64 * 4
+    used = printed(MEMORY, reduction, backend=name)
+    gathered = 2 * 12800 * 128 * 64 * 4
     assert 0 < used < 0.05 * gathered, f"{used / 1e6:.0f} MB"
 
 
