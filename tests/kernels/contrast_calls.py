@@ -9,7 +9,7 @@ import oracles
 import torch
 from torch import Tensor
 
-from seqrec_kernels import backend, hard_negative_info_nce
+from seqrec_kernels import ascend_noise, backend, hard_negative_info_nce
 
 NAMES = ("anchors", "positives", "negatives", "noise")
 REDUCTIONS = ("mean", "sum", "none")
@@ -50,6 +50,12 @@ def problem(
     return tensors, options
 
 
+def call(*shape: int, ids: bool = True, size: float = 1.0) -> tuple[list[Tensor], dict[str, Any]]:
+    """Anchors, positives, negatives and noise, all of them, and options of a random call."""
+    tensors, options = problem(*shape, ids=ids, size=size)
+    return [t for t in tensors if t is not None], options
+
+
 def gradients(
     loss_of: Callable[..., Tensor],
     tensors: Sequence[Tensor | None],
@@ -83,3 +89,17 @@ def agrees(tensors: Sequence[Tensor | None], options: dict[str, Any], floor: flo
     ):
         torch.testing.assert_close(dense64, true, rtol=1e-9, atol=1e-11, msg=name)
         oracles.close(our, true, dense, name, floor)
+
+
+def a_row_without_a_direction_stays() -> None:
+    """No gradient, sums that cancel, lengths that overflow, no rows at all; and no step."""
+    a, p, n, noise = call(6, 7, 4, 3, ids=False)[0]
+    assert torch.equal(ascend_noise(torch.zeros_like(a), p, n, noise), noise)
+    opposite = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])
+    still = torch.tensor([[0.0, 2.0, 0.0]])
+    assert torch.equal(ascend_noise(opposite, opposite, n[:0], still), still)
+    assert torch.equal(ascend_noise(1e30 * a, 1e30 * p, n, 1e30 * noise), 1e30 * noise)
+    assert torch.equal(ascend_noise(a[:0], p[:0], n, noise), noise)
+    assert ascend_noise(a, p, n, noise[:0]).shape == (0, 3)
+    kept = ascend_noise(a, p, n, noise, steps=0)
+    assert torch.equal(kept, noise) and kept.data_ptr() != noise.data_ptr()

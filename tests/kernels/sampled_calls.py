@@ -112,3 +112,17 @@ def agrees(kind: Kind, made: Call, floor: float = 2e-6) -> list[Tensor]:
         assert our.isfinite().all(), name
         oracles.close(our, true, dense, name, floor)
     return ours
+
+
+def extreme_logits_stay_finite(loss: str, shared: bool, size: float) -> None:
+    """Values and gradients of the implementation in force, beside float64."""
+    made = call(8, 6, 9, 4, shared=shared, size=size, reduction="none")
+    upstream = torch.ones(8)
+    ours = gradients(LOSSES[loss], made, upstream)
+    value, *slopes = exact(LOSSES[loss], made, upstream)
+    assert all(t.isfinite().all() for t in ours)
+    torch.testing.assert_close(ours[0].double(), value, rtol=1e-5, atol=1e-5 * max(size, 1))
+    # float32 knows a logit to a ten-millionth of its size, and as well its slopes
+    for our, true in zip(ours[1:], slopes, strict=True):
+        scale = max(float(true.abs().max()), 1e-30) * max(1e-5, 1e-5 * size)
+        torch.testing.assert_close(our.double(), true, rtol=1e-4, atol=scale)

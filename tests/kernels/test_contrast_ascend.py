@@ -7,7 +7,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from contrast_calls import problem
+from contrast_calls import a_row_without_a_direction_stays, call
 from torch import Tensor
 
 from seqrec_kernels import ascend_noise, backend
@@ -25,11 +25,6 @@ def stepped(
         (g,) = torch.autograd.grad(oracles.contrast(a, p, n, noise=noise, **options), noise)
         noise = noise + step_size * g / g.norm(dim=1, keepdim=True)
     return noise.detach()
-
-
-def call(*shape: int, ids: bool = True, size: float = 1.0) -> tuple[list[Tensor], dict[str, Any]]:
-    tensors, options = problem(*shape, ids=ids, size=size)
-    return [t for t in tensors if t is not None], options
 
 
 @pytest.mark.parametrize("name", ["blocked", "reference"])
@@ -92,18 +87,8 @@ def test_moves_where_a_plain_gradient_underflows(tiny_tiles: None) -> None:
 
 @pytest.mark.parametrize("name", ["blocked", "reference"])
 def test_a_row_without_a_direction_stays(tiny_tiles: None, name: str) -> None:
-    tensors, _ = call(6, 7, 4, 3, ids=False)
-    a, p, n, noise = tensors
     with backend(name):
-        assert torch.equal(ascend_noise(torch.zeros_like(a), p, n, noise), noise)
-        opposite = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])
-        still = torch.tensor([[0.0, 2.0, 0.0]])
-        assert torch.equal(ascend_noise(opposite, opposite, n[:0], still), still)
-        assert torch.equal(ascend_noise(1e30 * a, 1e30 * p, n, 1e30 * noise), 1e30 * noise)
-        assert torch.equal(ascend_noise(a[:0], p[:0], n, noise), noise)
-        assert ascend_noise(a, p, n, noise[:0]).shape == (0, 3)
-        kept = ascend_noise(a, p, n, noise, steps=0)
-    assert torch.equal(kept, noise) and kept.data_ptr() != noise.data_ptr()
+        a_row_without_a_direction_stays()
 
 
 def test_all_left_out_leaves_positives_and_noise() -> None:

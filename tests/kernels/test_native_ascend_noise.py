@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from contrast_calls import problem
+from contrast_calls import a_row_without_a_direction_stays, call
 from native_versions import threads, version  # noqa: F401 (fixtures)
-from torch import Tensor
 
 from seqrec_kernels import ascend_noise, backend
-
-
-def call(*shape: int, ids: bool = True, size: float = 1.0) -> tuple[list[Tensor], dict[str, Any]]:
-    tensors, options = problem(*shape, ids=ids, size=size)
-    return [t for t in tensors if t is not None], options
 
 
 @pytest.mark.parametrize("size", [1.0, 20.0])
@@ -44,16 +36,7 @@ def test_a_direction_is_no_smaller_for_being_far_away() -> None:
 
 
 def test_a_row_without_a_direction_stays() -> None:
-    a, p, n, noise = call(6, 7, 4, 3, ids=False)[0]
-    assert torch.equal(ascend_noise(torch.zeros_like(a), p, n, noise), noise)
-    opposite = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])
-    still = torch.tensor([[0.0, 2.0, 0.0]])
-    assert torch.equal(ascend_noise(opposite, opposite, n[:0], still), still)
-    assert torch.equal(ascend_noise(1e30 * a, 1e30 * p, n, 1e30 * noise), 1e30 * noise)
-    assert torch.equal(ascend_noise(a[:0], p[:0], n, noise), noise)
-    assert ascend_noise(a, p, n, noise[:0]).shape == (0, 3)
-    kept = ascend_noise(a, p, n, noise, steps=0)
-    assert torch.equal(kept, noise) and kept.data_ptr() != noise.data_ptr()
+    a_row_without_a_direction_stays()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
