@@ -23,6 +23,18 @@ __all__ = [
 ]
 
 
+class _Fixed(torch.nn.Module):
+    """A loss and its numbers, which the derived class has checked."""
+
+    def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
+        super().__init__()
+        self._function = function
+        self._options = options
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+
+
 class CatalogCrossEntropy(torch.nn.Module):
     """``catalog_cross_entropy`` with its numbers fixed; it owns no parameters.
 
@@ -66,14 +78,12 @@ class CatalogCrossEntropy(torch.nn.Module):
         )
 
 
-class _Contrast(torch.nn.Module):
+class _Contrast(_Fixed):
     """A contrastive loss with its numbers fixed."""
 
     def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
-        super().__init__()
         contrast.numbers(**options)
-        self._function = function
-        self._options = options
+        super().__init__(function, **options)
 
     def forward(
         self,
@@ -97,9 +107,6 @@ class _Contrast(torch.nn.Module):
             **seed,
             **self._options,
         )
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
 
 
 class InfoNCE(_Contrast):
@@ -169,14 +176,12 @@ class HardNegativeInfoNCE(_Contrast):
         )
 
 
-class _Sampled(torch.nn.Module):
+class _Sampled(_Fixed):
     """A loss against sampled negatives with its numbers fixed."""
 
     def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
-        super().__init__()
         sampled.numbers(**options)
-        self._function = function
-        self._options = options
+        super().__init__(function, **options)
 
     def forward(
         self,
@@ -188,9 +193,6 @@ class _Sampled(torch.nn.Module):
     ) -> Tensor:
         """The loss of ``queries [M, D]`` against rows of ``items [V, D]``; see the function."""
         return self._function(queries, items, positives, negatives, **log_q, **self._options)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
 
 
 class BCELoss(_Sampled):
