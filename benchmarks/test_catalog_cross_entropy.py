@@ -14,7 +14,8 @@ from torch import Tensor
 
 from seqrec_kernels import catalog_cross_entropy
 
-from ._common import Case, benchmarked, implementations, is_ours
+from ._common import Case, benchmarked, implementations
+from ._gradients import Gradients
 
 SHAPES = {
     "tiny": [(40, 300, 16)],
@@ -22,15 +23,6 @@ SHAPES = {
     "wide": [(3200, 12_101, 32), (3200, 12_101, 256)],
     "large": [(1024, 100_000, 64), (1024, 100_000, 256)],
     "million": [(256, 1_000_000, 64)],
-}
-
-# Norm of a gradient's error over the norm of the gradient, against float64: ours, and a peer's,
-# which is left out only where it computes something else (bfloat16 logits alone cost a percent).
-TOLERANCE = {
-    ("cpu", torch.float32): (1e-5, 1e-3),
-    ("cuda", torch.float32): (5e-5, 1e-3),  # TF32 in three parts; in one it would be 3e-4
-    ("cpu", torch.bfloat16): (1e-2, 5e-2),
-    ("cuda", torch.bfloat16): (1e-2, 5e-2),
 }
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -108,32 +100,18 @@ def case(
     q = (torch.randn(m, d) * width).to(device, dtype).requires_grad_()
     e = (torch.randn(v, d) * width).to(device, dtype).requires_grad_()
     y = torch.randint(v, (m,)).to(device)
-
-    def clear() -> None:
-        q.grad = e.grad = None
-
-    def step(loss_of: Callable[..., Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            clear()
-            loss_of(q, e, y).backward()
-
-        return run
-
+    made = Gradients(q=q, e=e)
     exact = cache(lambda: exact_gradients(q, e, y))
 
     def gate(rival: str) -> None:
         rivals[rival]()
-        allowed = TOLERANCE[device, dtype][not is_ours(rival)]
-        for name, found, right in zip("qe", (q.grad, e.grad), exact(), strict=True):
-            assert found is not None, f"no gradient of {name}"
-            error = float((found.double() - right).norm() / right.norm())
-            assert error <= allowed, f"error {error:.2e} of the gradient of {name} > {allowed:.0e}"
+        made.check(exact(), rival)
 
     runs, rivals, left_out = implementations(
-        "catalog_cross_entropy", q, e, step(catalog_cross_entropy)
+        "catalog_cross_entropy", q, e, made.step(catalog_cross_entropy, q, e, y)
     )
     others, absent = peers(device, compiling)
-    rivals |= {name: step(loss) for name, loss in others.items()}
+    rivals |= {name: made.step(loss, q, e, y) for name, loss in others.items()}
     return Case(
         "catalog_cross_entropy",
         f"forward+backward M={m} V={v} D={d}",
@@ -144,7 +122,7 @@ def case(
         gate,
         operations=6 * m * v * d,  # the logits, and a product for each gradient
         bytes=2 * (m + v) * d * dtype.itemsize + 8 * m,
-        clear=clear,
+        clear=made.clear,
     )
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from seqrec_kernels import hard_negative_info_nce
 
-from ._common import Case, benchmarked, implementations, is_ours
+from ._common import Case, benchmarked, implementations
+from ._gradients import Gradients
 
 # pairs of views, noise rows, width; rows are contrasted with all rows of both views
 SHAPES = {
@@ -21,14 +22,6 @@ SHAPES = {
     "paper": [(256, 512, 64), (1024, 1024, 64)],
     "wide": [(256, 512, 32), (256, 512, 256)],
     "large": [(4096, 4096, 64)],
-}
-
-# Norm of the gradient's error over its norm, against float64: ours, and a peer's.
-TOLERANCE = {
-    ("cpu", torch.float32): (1e-5, 1e-3),
-    ("cuda", torch.float32): (5e-5, 1e-3),
-    ("cpu", torch.bfloat16): (1e-2, 5e-2),
-    ("cuda", torch.bfloat16): (1e-2, 5e-2),
 }
 
 FOCAL, MARGIN, MIX, WEIGHT = 8.0, 0.2, 0.4, 0.1  # of the published runs
@@ -133,25 +126,16 @@ def case(
     z = torch.cat((first, 0.7 * (first + other))).to(device, dtype).requires_grad_()
     noise = torch.randn(extra, d).to(device, dtype)
     labels = torch.randint(pairs, (pairs,)).repeat(2).to(device)
-
-    def clear() -> None:
-        z.grad = None
+    made = Gradients(z=z)
 
     def step(loss_of: Loss) -> Callable[[], None]:
-        def run() -> None:
-            clear()
-            loss_of(z, partners(z), z, noise, labels, labels).backward()
-
-        return run
+        return made.step(lambda: loss_of(z, partners(z), z, noise, labels, labels))
 
     exact = cache(lambda: exact_gradient(z, noise, labels))
 
     def gate(rival: str) -> None:
         rivals[rival]()
-        allowed = TOLERANCE[device, dtype][not is_ours(rival)]
-        assert z.grad is not None
-        error = float((z.grad.double() - exact()).norm() / exact().norm())
-        assert error <= allowed, f"error {error:.2e} of the gradient > {allowed:.0e}"
+        made.check([exact()], rival)
 
     runs, rivals, left_out = implementations("contrast", z, z, step(ours))
     others, absent = peers(rows, d, compiling)
@@ -167,7 +151,7 @@ def case(
         # similarities, the anchors' gradients, the negatives'
         operations=2 * rows * d * (2 * (rows + extra) + rows),
         bytes=(2 * rows + extra) * d * dtype.itemsize + 8 * rows,
-        clear=clear,
+        clear=made.clear,
     )
 
 

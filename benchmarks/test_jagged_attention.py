@@ -14,6 +14,7 @@ from torch import Tensor
 from seqrec_kernels import backend, jagged_attention
 
 from ._common import Case, benchmarked, implementations, is_ours
+from ._gradients import TOLERANCE, Gradients
 
 
 class Shape(NamedTuple):
@@ -39,13 +40,7 @@ SHAPES = {
     "large": [Shape(1024, 7, 50, 64, 2), Shape(32, 300, 512, 64, 2)],
 }
 
-# Norm of a gradient's error over the norm of the gradient, against float64: ours, and a peer's.
-TOLERANCE = {
-    ("cpu", torch.float32): (1e-5, 1e-3),
-    ("cuda", torch.float32): (5e-5, 1e-3),
-    ("cpu", torch.bfloat16): (1e-2, 5e-2),
-    ("cuda", torch.bfloat16): (2e-2, 5e-2),
-}
+ALLOWED = TOLERANCE | {("cuda", torch.bfloat16): (2e-2, 5e-2)}
 
 
 def lengths_of(shape: Shape) -> Tensor:
@@ -125,16 +120,10 @@ def case(
     tokens, width, heads = int(lengths.sum()), shape.d, shape.h
     qkv = torch.randn(tokens, 3 * width).to(device, dtype).requires_grad_()
     grad = torch.randn(tokens, width).to(device, dtype)
-
-    def clear() -> None:
-        qkv.grad = None
+    made = Gradients(qkv=qkv)
 
     def step(attention: Callable[[float], Tensor], dropout: float) -> Callable[[], None]:
-        def run() -> None:
-            clear()
-            attention(dropout).backward(grad)
-
-        return run
+        return made.step(attention, dropout, upstream=grad)
 
     def ours(dropout: float) -> Tensor:
         return jagged_attention(
@@ -151,11 +140,7 @@ def case(
             rivals[rival]()
         else:
             step(peers[rival], dropout)()
-        allowed = TOLERANCE[device, dtype][not mine]
-        right = exact(dropout)
-        assert qkv.grad is not None
-        error = float((qkv.grad.double() - right).norm() / right.norm())
-        assert error <= allowed, f"error {error:.2e} of the gradient > {allowed:.0e}"
+        made.check([exact(dropout)], rival, ALLOWED)
 
     one = Padded(lengths, heads, device, [torch.arange(shape.b)])
     several = Padded(lengths, heads, device, in_groups(lengths))
@@ -182,7 +167,7 @@ def case(
         gate,
         operations=12 * pairs * width,  # two products forward, four backward
         bytes=8 * tokens * width * dtype.itemsize,
-        clear=clear,
+        clear=made.clear,
     )
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from seqrec_kernels import bce_loss, bpr_loss, sampled_softmax_loss
 
-from ._common import Case, benchmarked, implementations, is_ours
+from ._common import Case, benchmarked, implementations
+from ._gradients import Gradients
 
 
 class Shape(NamedTuple):
@@ -45,14 +46,6 @@ SHAPES = {
         Shape("softmax", 3200, 8192, 100_000, 64, True),
     ],
     "million": [Shape("softmax", 1024, 128, 1_000_000, 64)],
-}
-
-# Norm of a gradient's error over the norm of the gradient, against float64: ours, and a peer's.
-TOLERANCE = {
-    ("cpu", torch.float32): (1e-5, 1e-3),
-    ("cuda", torch.float32): (5e-5, 1e-3),
-    ("cpu", torch.bfloat16): (1e-2, 5e-2),
-    ("cuda", torch.bfloat16): (1e-2, 5e-2),
 }
 
 OURS: dict[str, Callable[..., Tensor]] = {
@@ -103,26 +96,16 @@ def case(
     e = (torch.randn(v, d) * width).to(device, dtype).requires_grad_()
     positives = torch.randint(v, (m,)).to(device)
     negatives = torch.randint(v, (n,) if shared else (m, n)).to(device)
-
-    def clear() -> None:
-        q.grad = e.grad = None
+    made = Gradients(q=q, e=e)
 
     def step(loss_of: Callable[..., Tensor], *first: Any) -> Callable[[], None]:
-        def run() -> None:
-            clear()
-            loss_of(*first, q, e, positives, negatives).backward()
-
-        return run
+        return made.step(loss_of, *first, q, e, positives, negatives)
 
     exact = cache(lambda: exact_gradients(loss, q, e, positives, negatives))
 
     def gate(rival: str) -> None:
         rivals[rival]()
-        allowed = TOLERANCE[device, dtype][not is_ours(rival)]
-        for name, found, right in zip("qe", (q.grad, e.grad), exact(), strict=True):
-            assert found is not None, f"no gradient of {name}"
-            error = float((found.double() - right).norm() / right.norm())
-            assert error <= allowed, f"error {error:.2e} of the gradient of {name} > {allowed:.0e}"
+        made.check(exact(), rival)
 
     runs, rivals, left_out = implementations("sampled", q, e, step(OURS[loss]))
     rivals["eager"] = step(eager, loss)
@@ -142,7 +125,7 @@ def case(
         gate,
         operations=6 * m * (n + 1) * d,  # the logits, and a product for each gradient
         bytes=2 * (m + v) * d * dtype.itemsize + 8 * (m + ids),
-        clear=clear,
+        clear=made.clear,
     )
 
 

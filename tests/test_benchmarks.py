@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import tables, ten_million
 from benchmarks._common import Case, gated
+from benchmarks._gradients import Gradients
 from benchmarks.run import FAMILIES, GROUPS, parse, planned
 from benchmarks.test_catalog_topk import case
 
@@ -219,3 +220,20 @@ def test_a_tenth_of_ten_million_items_takes_a_tenth_of_8_gb(tmp_path: Path) -> N
     for name, (without, within) in grown.items():
         table = 0.9 * 0.256  # GB: the items themselves are seen
         assert table < within - without < 0.8, f"{name}: {without} and {within} GB"
+
+
+def test_a_wrong_gradient_is_refused_and_none_is_left_over() -> None:
+    x = torch.ones(3, requires_grad=True)
+    made = Gradients(x=x)
+    run = made.step(lambda y: (2 * y).sum(), x)
+    for _ in range(2):  # not added up
+        run()
+        made.check([torch.full((3,), 2.0).double()], "ours")
+    almost = [torch.full((3,), 2.0002).double()]
+    made.check(almost, "a peer")
+    for wrong, rival in ((almost, "ours"), ([torch.full((3,), 2.01).double()], "a peer")):
+        with pytest.raises(AssertionError, match="of the gradient of x"):
+            made.check(wrong, rival)
+    made.clear()
+    with pytest.raises(AssertionError, match="no gradient of x"):
+        made.check(almost, "a peer")
