@@ -106,15 +106,22 @@ STABLE_TORCH_LIBRARY(seqrec_native, m) {
     m.def(
         "embed_backward(Tensor grad, Tensor items, Tensor at, float scale, Tensor seed, "
         "int dropped, Tensor(a!) d_table, Tensor(b!) d_places) -> ()");
+    // products narrow to bfloat16 where asked and where the processor multiplies it
     m.def(
-        "relu_forward(Tensor h, Tensor bias, Tensor seed, int dropped, Tensor(a!) y) -> ()");
+        "linear_forward(Tensor x, Tensor weight, Tensor? bias, bool narrow, Tensor(a!) y) -> ()");
+    // d_parameters: the weight's gradient and, where there is room for it, the bias's behind it
     m.def(
-        "relu_backward(Tensor grad, Tensor h, Tensor bias, Tensor seed, int dropped, "
-        "Tensor(a!) d_h, Tensor(b!) d_bias) -> ()");
-    m.def("gelu_forward(Tensor h, Tensor bias, Tensor(a!) y) -> ()");
+        "linear_backward(Tensor grad, Tensor x, Tensor weight, bool narrow, Tensor(a!) d_x, "
+        "Tensor(b!) d_parameters) -> ()");
+    // y without its bias
     m.def(
-        "gelu_backward(Tensor grad, Tensor h, Tensor bias, Tensor(a!) d_h, Tensor(b!) d_bias) -> "
-        "()");
+        "feed_forward_forward(Tensor x, Tensor first, Tensor bias, Tensor second, bool relu, "
+        "Tensor seed, int dropped, bool narrow, Tensor(a!)? h, Tensor(b!) y) -> ()");
+    // d_parameters: of first, second and bias, one behind the other
+    m.def(
+        "feed_forward_backward(Tensor grad, Tensor x, Tensor first, Tensor bias, Tensor second, "
+        "Tensor h, bool relu, Tensor seed, int dropped, bool narrow, Tensor(a!) d_x, "
+        "Tensor(b!) d_parameters) -> ()");
     m.def("force_kernels(str name) -> bool");
     m.def("available_kernels() -> str");
 }

@@ -29,8 +29,8 @@ OPERATORS = (
     "rerank_rows", "max_index_recall", "rerank_negatives", "contrast", "ascend_noise",
     "jagged_attention_forward", "jagged_attention_backward", "norm_forward", "norm_backward",
     "residual_forward", "residual_backward", "embed_forward", "embed_backward",
-    "relu_forward", "relu_backward", "gelu_forward", "gelu_backward", "kmeans_step",
-    "cuda_build", "force_kernels", "available_kernels",
+    "linear_forward", "linear_backward", "feed_forward_forward", "feed_forward_backward",
+    "kmeans_step", "cuda_build", "force_kernels", "available_kernels",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-// Residual norm and activation: what is computed is in encoder.h.
+// Embedding and residual norm: what is computed is in encoder.h.
 
 #include "encoder.h"
 
@@ -190,60 +190,6 @@ void embed_backward(const Tensor& grad, const Tensor& items, const Tensor& at, d
     scatter(masked, numbers<int64_t>(at), rows, width, 1.0f, d_places);
 }
 
-Activation activation(const Tensor& h, const Tensor& bias) {
-    Activation a{};
-    a.h = numbers<float>(h);
-    a.bias = numbers<float>(bias);
-    a.width = bias.size(0);
-    return a;
-}
-
-void gelu_forward(const Tensor& h, const Tensor& bias, const Tensor& y) {
-    Activation a = activation(h, bias);
-    a.y = written<float>(y);
-    for_each_block(h.size(0), 0, 0, nullptr, [&](int64_t begin, int64_t end, float*, float*) {
-        encoder_kernels().gelu(a, begin, end);
-    });
-}
-
-void gelu_backward(const Tensor& grad, const Tensor& h, const Tensor& bias, const Tensor& d_h,
-                   const Tensor& d_bias) {
-    Activation a = activation(h, bias);
-    a.grad = numbers<float>(grad);
-    a.d_h = written<float>(d_h);
-    for_each_block(h.size(0), 0, a.width, written<float>(d_bias),
-                   [&](int64_t begin, int64_t end, float*, float* sums) {
-        Activation own = a;
-        own.d_bias = sums;
-        encoder_kernels().gelu_backward(own, begin, end);
-    });
-}
-
-void relu_forward(const Tensor& h, const Tensor& bias, const Tensor& seed, int64_t dropped,
-                  const Tensor& y) {
-    Activation a = activation(h, bias);
-    a.drop = dropout(seed, dropped);
-    a.y = written<float>(y);
-    for_each_block(h.size(0), a.width, 0, nullptr,
-                   [&](int64_t begin, int64_t end, float* scratch, float*) {
-        encoder_kernels().relu(a, begin, end, scratch);
-    });
-}
-
-void relu_backward(const Tensor& grad, const Tensor& h, const Tensor& bias, const Tensor& seed,
-                   int64_t dropped, const Tensor& d_h, const Tensor& d_bias) {
-    Activation a = activation(h, bias);
-    a.drop = dropout(seed, dropped);
-    a.grad = numbers<float>(grad);
-    a.d_h = written<float>(d_h);
-    for_each_block(h.size(0), a.width, a.width, written<float>(d_bias),
-                   [&](int64_t begin, int64_t end, float* scratch, float* sums) {
-        Activation own = a;
-        own.d_bias = sums;
-        encoder_kernels().relu_backward(own, begin, end, scratch);
-    });
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(seqrec_native, CPU, m) {
@@ -253,10 +199,6 @@ STABLE_TORCH_LIBRARY_IMPL(seqrec_native, CPU, m) {
     m.impl("residual_backward", TORCH_BOX(&residual_backward));
     m.impl("embed_forward", TORCH_BOX(&embed_forward));
     m.impl("embed_backward", TORCH_BOX(&embed_backward));
-    m.impl("relu_forward", TORCH_BOX(&relu_forward));
-    m.impl("relu_backward", TORCH_BOX(&relu_backward));
-    m.impl("gelu_forward", TORCH_BOX(&gelu_forward));
-    m.impl("gelu_backward", TORCH_BOX(&gelu_backward));
 }
 
 }  // namespace seqrec::cpu

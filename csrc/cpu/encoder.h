@@ -1,5 +1,6 @@
 // The memory-bound parts of a Transformer layer beside its attention, fused: embedding, residual sum
-// and its norm, activation, each with its dropout and the bias of the product before it.
+// and its norm, activation, each with its dropout and the bias of the product before it.  What meets
+// the activation, the products on both sides of it, is in encoder_products.cpp.
 //
 // Everything is float32, and widths are multiples of 16.  Both directions work on blocks of rows that
 // depend on no other, so the number of threads changes no bit.
@@ -37,10 +38,12 @@ struct ResidualNorm {
     float *d_x, *d_h, *d_weight, *d_bias, *d_shift;  // the last three are added to
 };
 
-// y = gelu(h + bias), the exact one, or drop(relu(h + bias)): rows of `width` numbers, dense.
+// y = gelu(h + bias), the exact one, or drop(relu(h + bias)): a block of dense rows of `width`
+// numbers, the first of which is row `first` of what is dropped of.  The backward forms y again,
+// and grad and d_h may be one.
 struct Activation {
     const float *h, *bias;
-    int64_t width;
+    int64_t first, rows, width;
     Dropout drop;  // of relu
     float* y;
     const float* grad;    // of y
@@ -56,10 +59,11 @@ struct EncoderKernels {
     void (*residual_backward)(const ResidualNorm&, int64_t begin, int64_t end, float* scratch);
     void (*embed)(const Embedding&, int64_t begin, int64_t end, float* scratch);
     void (*embed_backward)(const Embedding&, int64_t begin, int64_t end, float* scratch);
-    void (*relu)(const Activation&, int64_t begin, int64_t end, float* scratch);
-    void (*relu_backward)(const Activation&, int64_t begin, int64_t end, float* scratch);
-    void (*gelu)(const Activation&, int64_t begin, int64_t end);
-    void (*gelu_backward)(const Activation&, int64_t begin, int64_t end);
+    // All rows; scratch as above.
+    void (*relu)(const Activation&, float* scratch);
+    void (*relu_backward)(const Activation&, float* scratch);
+    void (*gelu)(const Activation&, float* scratch);
+    void (*gelu_backward)(const Activation&, float* scratch);
 };
 
 // The version for the instruction set that `kernels()` names.

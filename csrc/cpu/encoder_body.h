@@ -147,7 +147,7 @@ static inline Vec tail_of(Vec x, Vec& density) {
     const Vec size = greater_or_second(x, sub(all(0.0f), x));
     density = exponential(mul(mul(x, x), all(-0.5f)));
     const Vec base = fma(size, all(0.3275911f * 0.707106781f), all(1.0f));
-    const Vec t{all(1.0f).v / base.v};
+    const Vec t = reciprocal(base);
     Vec p = all(0.5f * 1.061405429f);
     p = fma(p, t, all(0.5f * -1.453152027f));
     p = fma(p, t, all(0.5f * 1.421413741f));
@@ -156,9 +156,9 @@ static inline Vec tail_of(Vec x, Vec& density) {
     return mul(mul(p, t), density);
 }
 
-static void gelu(const Activation& a, int64_t begin, int64_t end) {
+static void gelu(const Activation& a, float*) {
     const Vec none = all(0.0f);
-    for (int64_t row = begin; row < end; ++row) {
+    for (int64_t row = 0; row < a.rows; ++row) {
         const float* h = a.h + row * a.width;
         float* y = a.y + row * a.width;
         for (int64_t c = 0; c < a.width; c += Vec::width) {
@@ -166,35 +166,34 @@ static void gelu(const Activation& a, int64_t begin, int64_t end) {
             Vec density;
             const Vec tail = tail_of(x, density);
             // x Phi(x) = max(x, 0) - |x| Phi(-|x|): no cancellation on either side
-            const Vec size = greater_or_second(x, sub(none, x));
-            store(y + c, sub(greater_or_second(x, none), mul(size, tail)));
+            store(y + c, fnma(absolute(x), tail, greater_or_second(x, none)));
         }
     }
 }
 
-static void gelu_backward(const Activation& a, int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-        const float* h = a.h + row * a.width;
-        const float* grad = a.grad + row * a.width;
-        float* d_h = a.d_h + row * a.width;
+static void gelu_backward(const Activation& a, float*) {
+    const Vec none = all(0.0f);
+    for (int64_t row = 0; row < a.rows; ++row) {
+        const int64_t start = row * a.width;
         for (int64_t c = 0; c < a.width; c += Vec::width) {
-            const Vec x = add(load(h + c), load(a.bias + c));
+            const Vec x = add(load(a.h + start + c), load(a.bias + c));
             Vec density;
             const Vec tail = tail_of(x, density);
+            store(a.y + start + c, fnma(absolute(x), tail, greater_or_second(x, none)));
             // Phi(x) + x phi(x)
-            const Vec below = zero_where_below(x, all(0.0f), fma(tail, all(-2.0f), all(1.0f)));
+            const Vec below = zero_where_below(x, none, fma(tail, all(-2.0f), all(1.0f)));
             const Vec slope = fma(mul(x, density), all(0.398942280f), add(tail, below));
-            const Vec d = mul(load(grad + c), slope);
-            store(d_h + c, d);
+            const Vec d = mul(load(a.grad + start + c), slope);
+            store(a.d_h + start + c, d);
             store(a.d_bias + c, add(load(a.d_bias + c), d));
         }
     }
 }
 
-static void relu(const Activation& a, int64_t begin, int64_t end, float* factors) {
+static void relu(const Activation& a, float* factors) {
     const bool drops = a.drop.dropped != 0;
-    for (int64_t row = begin; row < end; ++row) {
-        if (drops) dropout_factors(a.drop, row, 0, a.width, factors);
+    for (int64_t row = 0; row < a.rows; ++row) {
+        if (drops) dropout_factors(a.drop, a.first + row, 0, a.width, factors);
         for (int64_t c = 0; c < a.width; c += Vec::width) {
             const int64_t at = row * a.width + c;
             // in this order NaN stays NaN
@@ -204,18 +203,19 @@ static void relu(const Activation& a, int64_t begin, int64_t end, float* factors
     }
 }
 
-static void relu_backward(const Activation& a, int64_t begin, int64_t end, float* factors) {
+static void relu_backward(const Activation& a, float* factors) {
     const bool drops = a.drop.dropped != 0;
-    for (int64_t row = begin; row < end; ++row) {
-        if (drops) dropout_factors(a.drop, row, 0, a.width, factors);
+    const Vec none = all(0.0f);
+    for (int64_t row = 0; row < a.rows; ++row) {
+        if (drops) dropout_factors(a.drop, a.first + row, 0, a.width, factors);
         for (int64_t c = 0; c < a.width; c += Vec::width) {
             const int64_t at = row * a.width + c;
             const Vec x = add(load(a.h + at), load(a.bias + c));
-            const Vec none = all(0.0f);
-            const Vec d = choose_bits(greater_bits(x, none), load(a.grad + at), none);
-            const Vec kept = drops ? mul(d, load(factors + c)) : d;
-            store(a.d_h + at, kept);
-            store(a.d_bias + c, add(load(a.d_bias + c), kept));
+            const Vec kept = drops ? load(factors + c) : all(1.0f);
+            store(a.y + at, mul(greater_or_second(none, x), kept));
+            const Vec d = mul(choose_bits(greater_bits(x, none), load(a.grad + at), none), kept);
+            store(a.d_h + at, d);
+            store(a.d_bias + c, add(load(a.d_bias + c), d));
         }
     }
 }

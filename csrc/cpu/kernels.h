@@ -26,6 +26,23 @@ constexpr int kLanes = 64;  // queries of a tile
 constexpr int kChain = 64;  // the error of a chain grows with its length
 constexpr int kPad = 16;    // rows that vectors run along are padded to a multiple of this
 
+// out[i][:] (+)= sum_k a[i * row_stride + k * step] * b[k][:], over `columns`, a multiple of kPad.  So
+// the left operand may stand either way round.
+//
+// Of bfloat16 numbers every a and b is a pair of neighbours, whose products are summed: b is
+// [depth, columns][2], and strides count single numbers.
+template <typename Number>
+struct Product {
+    const Number* a;
+    ptrdiff_t row_stride, step;
+    const Number* b;
+    ptrdiff_t b_stride;
+    float* out;
+    ptrdiff_t out_stride;
+    int64_t rows, depth, columns;
+    bool start_at_zero;
+};
+
 // Products of bfloat16 numbers, for processors that multiply pairs of them into float32 sums.
 //
 // A panel is [pairs, kLanes][2], pairs along the width, an odd width ended by a zero; items are rows
@@ -62,6 +79,15 @@ struct BFloat16Kernels {
     // out[i] (+)= sum_lane tile[i][lane] * weights[lane].
     void (*weighted_sums)(const uint16_t* tile, int64_t count, const float* weights, float* out,
                           bool start_at_zero);
+
+    void (*product)(const Product<uint16_t>& p);
+
+    // Float32 to bfloat16, `count` numbers, a multiple of kPad.
+    void (*narrow)(const float* in, int64_t count, uint16_t* out);
+
+    // Dense rows of `columns` numbers two by two: out [rows / 2, columns][2]; an odd last row meets
+    // zeros.
+    void (*narrow_pairs)(const float* in, int64_t rows, int64_t columns, uint16_t* out);
 };
 
 struct Kernels {
@@ -110,6 +136,8 @@ struct Kernels {
     // Narrower floats to float32.
     void (*from_bfloat16)(const uint16_t* in, int64_t count, float* out);
     void (*from_float16)(const uint16_t* in, int64_t count, float* out);
+
+    void (*product)(const Product<float>& p);
 
     // Null where bfloat16 is widened to float32 instead.
     const BFloat16Kernels* bfloat16;

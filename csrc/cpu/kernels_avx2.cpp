@@ -40,6 +40,7 @@ const Kernels kAvx2 = {
     avx2::first_within,
     avx2::from_bfloat16,
     avx2::from_float16,
+    avx2::product,
     nullptr,
 };
 

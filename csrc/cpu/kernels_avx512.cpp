@@ -40,6 +40,7 @@ const Kernels kAvx512 = {
     avx512::first_within,
     avx512::from_bfloat16,
     avx512::from_float16,
+    avx512::product,
     nullptr,
 };
 

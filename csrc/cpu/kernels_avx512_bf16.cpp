@@ -223,35 +223,31 @@ static inline void pair_up(const uint16_t* in, int64_t count, int64_t stride, in
     }
 }
 
-// out[i][:] (+)= sum over panels g and k of a[g][i][k] . b[g][k][:], pair by pair.
-struct Product {
-    const uint16_t* a;
-    ptrdiff_t panel_stride, row_stride, step;
-    const uint16_t* b;  // [panels, depth, padded][2]
-    int64_t panels, depth, padded;
-    float* out;  // [rows, padded]
-    bool start_at_zero;
+// The sum of such products over panels of both operands, [panels, depth, columns][2] the right one.
+struct Panels : Product<uint16_t> {
+    int64_t panels;
+    ptrdiff_t panel_stride;  // of the left operand
 };
 
 template <int Rows, int Columns>
-static inline void add_block(const Product& p, int64_t row, int64_t column) {
+static inline void add_block(const Panels& p, int64_t row, int64_t column) {
     __m512 acc[Rows][Columns];
     zero(acc);
     const uint16_t* a = p.a + row * p.row_stride;
     for (int64_t g = 0; g < p.panels; ++g) {
-        if (p.step == 2) {
+        if (p.row_stride == kLanes) {
             // broadcasts of single pairs are no stream that a processor would foresee
             const uint16_t* next = a + g * p.panel_stride + Rows * p.row_stride;
             for (int k = 0; k < Rows * kLanes; k += 32) __builtin_prefetch(next + k);
         }
         multiply(acc, a + g * p.panel_stride, p.row_stride, p.step,
-                 p.b + (g * p.depth * p.padded + column) * 2, 2 * p.padded, p.depth);
+                 p.b + g * p.depth * p.b_stride + 2 * column, p.b_stride, p.depth);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4
         for (int j = 0; j < Columns; ++j) {
-            float* place = p.out + (row + i) * p.padded + column + j * kWidth;
+            float* place = p.out + (row + i) * p.out_stride + column + j * kWidth;
             if (!p.start_at_zero) acc[i][j] = _mm512_add_ps(_mm512_loadu_ps(place), acc[i][j]);
             _mm512_storeu_ps(place, acc[i][j]);
         }
@@ -259,20 +255,22 @@ static inline void add_block(const Product& p, int64_t row, int64_t column) {
 }
 
 template <int Columns>
-static inline void add_columns(const Product& p, int64_t rows, int64_t column) {
+static inline void add_columns(const Panels& p, int64_t column) {
     int64_t i = 0;
-    for (; i + kRows <= rows; i += kRows) add_block<kRows, Columns>(p, i, column);
-    for (; i + 2 <= rows; i += 2) add_block<2, Columns>(p, i, column);
-    for (; i < rows; ++i) add_block<1, Columns>(p, i, column);
+    for (; i + kRows <= p.rows; i += kRows) add_block<kRows, Columns>(p, i, column);
+    for (; i + 2 <= p.rows; i += 2) add_block<2, Columns>(p, i, column);
+    for (; i < p.rows; ++i) add_block<1, Columns>(p, i, column);
 }
 
 // Columns outside, so that a block of the right operand stays in the first cache.
-static void add_product(const Product& p, int64_t rows) {
+static void add_product(const Panels& p) {
     int64_t column = 0;
-    for (; column + 4 * kWidth <= p.padded; column += 4 * kWidth) add_columns<4>(p, rows, column);
-    for (; column + 2 * kWidth <= p.padded; column += 2 * kWidth) add_columns<2>(p, rows, column);
-    if (column < p.padded) add_columns<1>(p, rows, column);
+    for (; column + 4 * kWidth <= p.columns; column += 4 * kWidth) add_columns<4>(p, column);
+    for (; column + 2 * kWidth <= p.columns; column += 2 * kWidth) add_columns<2>(p, column);
+    if (column < p.columns) add_columns<1>(p, column);
 }
+
+static void product(const Product<uint16_t>& p) { add_product({p, 1, 0}); }
 
 static void add_to_queries(const uint16_t* tile, int64_t count, const uint16_t* items,
                            int64_t stride, int64_t padded, uint16_t* scratch, float* out) {
@@ -280,13 +278,15 @@ static void add_to_queries(const uint16_t* tile, int64_t count, const uint16_t* 
     uint16_t* pairs_of_tile = scratch + depth * 2 * padded;
     pair_up(items, count, stride, padded, scratch);
     pair_up(tile, count, kLanes, kLanes, pairs_of_tile);
-    add_product({pairs_of_tile, 0, 2, 2 * kLanes, scratch, 1, depth, padded, out, false}, kLanes);
+    product({pairs_of_tile, 2, 2 * kLanes, scratch, 2 * padded, out, padded, kLanes, depth, padded,
+             false});
 }
 
 static void add_to_items(const uint16_t* tile, int64_t panel_stride, int64_t panels, int64_t count,
                          const uint16_t* queries, int64_t padded, float* out, bool start_at_zero) {
-    add_product({tile, panel_stride, kLanes, 2, queries, panels, kLanes / 2, padded, out,
-                 start_at_zero}, count);
+    const Product<uint16_t> one{tile, kLanes, 2, queries, 2 * padded, out, padded, count,
+                                kLanes / 2, padded, start_at_zero};
+    add_product({one, panels, panel_stride});
 }
 
 static inline __m512 widened(const uint16_t* p) {
@@ -322,6 +322,29 @@ static void weighted_sums(const uint16_t* tile, int64_t count, const float* weig
     }
 }
 
+// ---- conversions ---------------------------------------------------------------------------------
+
+static void narrow(const float* in, int64_t count, uint16_t* out) {
+    for (int64_t i = 0; i < count; i += kWidth) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),
+                            reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(in + i))));
+    }
+}
+
+static void narrow_pairs(const float* in, int64_t rows, int64_t columns, uint16_t* out) {
+    // numbers 0, 16, 1, 17 and so on
+    const __m512i beside = _mm512_add_epi16(half_steps(), _mm512_set1_epi32(16 << 16));
+    for (int64_t i = 0; i < rows; i += 2, in += 2 * columns, out += 2 * columns) {
+        for (int64_t d = 0; d < columns; d += kWidth) {
+            const __m512 low = _mm512_loadu_ps(in + d);
+            const __m512 high =
+                i + 1 < rows ? _mm512_loadu_ps(in + columns + d) : _mm512_setzero_ps();
+            const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(out + 2 * d, _mm512_permutexvar_epi16(beside, both));
+        }
+    }
+}
+
 }  // namespace avx512_bf16
 
 extern const BFloat16Kernels kAvx512BFloat16;  // external, where a constant would be internal
@@ -333,6 +356,9 @@ const BFloat16Kernels kAvx512BFloat16 = {
     avx512_bf16::scaled_pairs,
     avx512_bf16::add_to_items,
     avx512_bf16::weighted_sums,
+    avx512_bf16::product,
+    avx512_bf16::narrow,
+    avx512_bf16::narrow_pairs,
 };
 
 }  // namespace seqrec::cpu

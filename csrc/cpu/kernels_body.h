@@ -8,17 +8,19 @@
 
 // ---- products ------------------------------------------------------------------------------------
 
-// acc[i][j] += sum_k a[i * row_stride + k * step] * b[k * b_stride + j * width .. + width]
+// acc[i][j] += sum_k a[i * row_stride + k * step] * b[k * b_stride + j * width .. + width]; a `Step`
+// of zero stands for any.
 template <int Rows, int Columns, int Step>
 static inline void multiply(Vec (&acc)[Rows][Columns], const float* a, ptrdiff_t row_stride,
-                            const float* b, ptrdiff_t b_stride, ptrdiff_t depth) {
+                            const float* b, ptrdiff_t b_stride, ptrdiff_t depth,
+                            ptrdiff_t step = Step) {
     for (ptrdiff_t k = 0; k < depth; ++k) {
         Vec right[Columns];
 #pragma GCC unroll 8
         for (int j = 0; j < Columns; ++j) right[j] = load(b + k * b_stride + j * Vec::width);
 #pragma GCC unroll 16
         for (int i = 0; i < Rows; ++i) {
-            const Vec left = all(a[i * row_stride + k * Step]);
+            const Vec left = all(a[i * row_stride + k * step]);
 #pragma GCC unroll 8
             for (int j = 0; j < Columns; ++j) acc[i][j] = fma(left, right[j], acc[i][j]);
         }
@@ -93,14 +95,14 @@ static float dot(const float* query, int64_t query_stride, const float* item, in
     return total;
 }
 
-// out[i][:] (+)= sum_k a[i * row_stride + k * Step] * b[k][:], for Rows rows and all columns.
+// out[i][:] (+)= sum_k a[i * row_stride + k * step] * b[k][:], for Rows rows and Columns registers.
 template <int Rows, int Columns, int Step>
 static inline void add_columns(const float* a, ptrdiff_t row_stride, const float* b,
                                ptrdiff_t b_stride, ptrdiff_t depth, float* out, ptrdiff_t out_stride,
-                               bool start_at_zero) {
+                               bool start_at_zero, ptrdiff_t step = Step) {
     Vec acc[Rows][Columns];
     zero(acc);
-    multiply<Rows, Columns, Step>(acc, a, row_stride, b, b_stride, depth);
+    multiply<Rows, Columns, Step>(acc, a, row_stride, b, b_stride, depth, step);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 8
@@ -160,6 +162,38 @@ static void add_to_items(const float* tile, int64_t count, const float* queries,
         add_rows<1, 1>(tile + i * kLanes, kLanes, queries, padded, kLanes, out + i * stride, stride,
                        padded, start_at_zero);
     }
+}
+
+constexpr int64_t kDepth = 64;  // rows of the right operand that stay in the first cache
+
+template <int Rows, int Columns>
+static inline void product_rows(const Product<float>& p, int64_t& row, int64_t column, int64_t k) {
+    const int64_t depth = p.depth - k <= kDepth ? p.depth - k : kDepth;
+    for (; row + Rows <= p.rows; row += Rows) {
+        add_columns<Rows, Columns, 0>(p.a + row * p.row_stride + k * p.step, p.row_stride,
+                                      p.b + k * p.b_stride + column, p.b_stride, depth,
+                                      p.out + row * p.out_stride + column, p.out_stride,
+                                      p.start_at_zero && k == 0, p.step);
+    }
+}
+
+template <int Columns>
+static inline void product_columns(const Product<float>& p, int64_t& column) {
+    for (; column + Columns * Vec::width <= p.columns; column += Columns * Vec::width) {
+        for (int64_t k = 0; k == 0 || k < p.depth; k += kDepth) {
+            int64_t row = 0;
+            product_rows<kRows, Columns>(p, row, column, k);
+            product_rows<2, Columns>(p, row, column, k);
+            product_rows<1, Columns>(p, row, column, k);
+        }
+    }
+}
+
+static void product(const Product<float>& p) {
+    int64_t column = 0;
+    product_columns<kColumns>(p, column);
+    if constexpr (kColumns > 2) product_columns<2>(p, column);
+    product_columns<1>(p, column);
 }
 
 static void weighted_sums(const float* tile, int64_t count, const float* weights, float* out,

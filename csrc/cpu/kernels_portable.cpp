@@ -31,6 +31,7 @@ const Kernels kPortable = {
     portable::first_within,
     portable::from_bfloat16,
     portable::from_float16,
+    portable::product,
     nullptr,
 };
 

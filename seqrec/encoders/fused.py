@@ -1,10 +1,10 @@
-"""What a Transformer layer does beside its matrix products, in C++ (csrc/cpu/encoder*.cpp).
+"""What a Transformer layer does beside its matrix products, in C++ (csrc/cpu/encoder.cpp).
 
-Attention over each sequence of a jagged batch, the embedding, residual sums with their dropout and
-norm, and the activation of the feed-forward; the biases of the products are added here too.
-On a CPU these pieces are bound by memory and by the number of small operators, not by arithmetic;
-here each is one pass.  Dropout draws 16 bits a number from Philox4x32-10, keyed by a seed from the
-step's generator and counted by place: nothing is stored, and the backward draws them again.
+Attention over each sequence of a jagged batch, the embedding, and residual sums with their dropout
+and norm; the biases of the products before them are added here too.  On a CPU these pieces are
+bound by memory and by the number of small operators, not by arithmetic; here each is one pass.
+Dropout draws 16 bits a number from Philox4x32-10, keyed by a seed from the step's generator and
+counted by place: nothing is stored, and the backward draws them again.
 
 Where this does not run (:func:`runs`), the layers compute the same functions in torch, with other
 draws.  Both directions are sums in a fixed order, whatever the number of threads.
@@ -20,13 +20,13 @@ from torch.autograd.function import once_differentiable
 
 from seqrec.draws import Randomness, seed
 from seqrec_kernels import jagged_attention, native
+from seqrec_kernels.calls import no_autocast
 
 
 def runs(x: Tensor, heads: int = 1) -> bool:
     """Whether the C++ takes rows like `x` [N, D], cut into `heads`.
 
-    `x` is what a layer hands on, float32 also under autocast, which narrows the products alone: the
-    functions here take what a product gives in any dtype.
+    `x` is what a layer hands on, float32 also under autocast, which narrows the products alone.
     """
     return (
         native.unsupported(x, x) is None
@@ -55,7 +55,10 @@ def self_attention(
         max_length: no sequence is longer; a GPU need not be asked for that then.
     """
     drawn = _attended(p, generator, qkv.device)
-    return jagged_attention(qkv, None, None, offsets, heads=heads, max_length=max_length, **drawn)
+    with no_autocast(qkv.device.type):  # a projection's dtype is the one to compute in
+        return jagged_attention(
+            qkv, None, None, offsets, heads=heads, max_length=max_length, **drawn
+        )
 
 
 def last_attention(
@@ -72,9 +75,10 @@ def last_attention(
     Arguments as in :func:`self_attention`.
     """
     drawn = _attended(p, generator, queries.device)
-    return jagged_attention(
-        queries, pairs, None, offsets, heads=heads, last=True, max_length=max_length, **drawn
-    )
+    with no_autocast(queries.device.type):
+        return jagged_attention(
+            queries, pairs, None, offsets, heads=heads, last=True, max_length=max_length, **drawn
+        )
 
 
 def embed(
@@ -87,13 +91,13 @@ def embed(
     generator: Randomness | None,
 ) -> Tensor:
     """``dropout(scale * table[items] + places[at])``: [V, D], int64 [N], [L, D], int64 [N]."""
-    found: Tensor = _Embedding.apply(table, items, places, at, scale, *_draws(p, generator))
+    found: Tensor = _Embedding.apply(table, items, places, at, scale, *draws(p, generator))
     return found
 
 
 def residual(x: Tensor, h: Tensor, bias: Tensor, p: float, generator: Randomness | None) -> Tensor:
     """``x + dropout(h + bias)``, [N, D], [N, D] and [D]."""
-    found: Tensor = _Residual.apply(x, h.float(), bias, *_draws(p, generator))
+    found: Tensor = _Residual.apply(x, h, bias, *draws(p, generator))
     return found
 
 
@@ -103,7 +107,7 @@ def sum_and_norm(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``s = x + dropout(h + bias)``, and ``norm(s)``, all [N, D], `bias` [D]."""
     both: tuple[Tensor, Tensor] = _ResidualNorm.apply(
-        x, h.float(), bias, norm.weight, norm.bias, norm.eps, True, *_draws(p, generator)
+        x, h, bias, norm.weight, norm.bias, norm.eps, True, *draws(p, generator)
     )
     return both
 
@@ -114,7 +118,7 @@ def residual_norm(
 ) -> Tensor:  # fmt: skip
     """``norm(x + dropout(h + bias))``, all [N, D], `bias` [D]."""
     found: Tensor = _ResidualNorm.apply(
-        x, h.float(), bias, norm.weight, norm.bias, norm.eps, False, *_draws(p, generator)
+        x, h, bias, norm.weight, norm.bias, norm.eps, False, *draws(p, generator)
     )[1]
     return found
 
@@ -122,20 +126,8 @@ def residual_norm(
 def dropped_norm(x: Tensor, norm: nn.LayerNorm, p: float, generator: Randomness | None) -> Tensor:
     """``dropout(norm(x))``, [N, D]."""
     found: Tensor = _ResidualNorm.apply(
-        x, None, None, norm.weight, norm.bias, norm.eps, False, *_draws(p, generator)
+        x, None, None, norm.weight, norm.bias, norm.eps, False, *draws(p, generator)
     )[1]
-    return found
-
-
-def relu(h: Tensor, bias: Tensor, p: float, generator: Randomness | None) -> Tensor:
-    """``dropout(relu(h + bias))``, [N, D] and [D]."""
-    found: Tensor = _Relu.apply(h.float(), bias, *_draws(p, generator))
-    return found
-
-
-def gelu(h: Tensor, bias: Tensor) -> Tensor:
-    """The exact ``gelu(h + bias)``, [N, D] and [D]."""
-    found: Tensor = _Gelu.apply(h.float(), bias)
     return found
 
 
@@ -144,7 +136,7 @@ def _attended(p: float, generator: Randomness | None, device: torch.device) -> d
     return {} if generator is None else {"dropout": p, "seed": seed(generator, device)}
 
 
-def _draws(p: float, generator: Randomness | None) -> tuple[Tensor, int]:
+def draws(p: float, generator: Randomness | None) -> tuple[Tensor, int]:
     """A seed, 0-d int64, and how many of 65536 are dropped."""
     if generator is None:
         return torch.zeros((), dtype=torch.int64), 0
@@ -265,46 +257,3 @@ class _ResidualNorm(torch.autograd.Function):
             return d_x, None, None, *d_scales, *nothing
         d_weight, d_bias, d_shift = d_scales
         return d_x, d_h, d_shift, d_weight, d_bias, *nothing
-
-
-class _Relu(torch.autograd.Function):
-    """``dropout(relu(h + bias))``; keeps `h`, and forms the sum again in the backward."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, bias: Tensor, seed: Tensor, dropped: int) -> Tensor:
-        h = h.contiguous()
-        y = torch.empty_like(h)
-        torch.ops.seqrec_native.relu_forward(h, bias, seed, dropped, y)
-        ctx.save_for_backward(h, bias, seed)
-        ctx.dropped = dropped
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        h, bias, seed = ctx.saved_tensors
-        d_h, d_bias = torch.empty_like(h), torch.empty_like(bias)
-        torch.ops.seqrec_native.relu_backward(
-            grad.contiguous(), h, bias, seed, ctx.dropped, d_h, d_bias
-        )
-        return d_h, d_bias, None, None
-
-
-class _Gelu(torch.autograd.Function):
-    """``gelu(h + bias)``; keeps `h`, and forms the sum again in the backward."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, bias: Tensor) -> Tensor:
-        h = h.contiguous()
-        y = torch.empty_like(h)
-        torch.ops.seqrec_native.gelu_forward(h, bias, y)
-        ctx.save_for_backward(h, bias)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        h, bias = ctx.saved_tensors
-        d_h, d_bias = torch.empty_like(h), torch.empty_like(bias)
-        torch.ops.seqrec_native.gelu_backward(grad.contiguous(), h, bias, d_h, d_bias)
-        return d_h, d_bias

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from seqrec.draws import Randomness, words
 from seqrec.encoders import fused
 from seqrec.encoders.layout import Layout
+from seqrec.encoders.products import linear
 
 
 def dropout(x: Tensor, p: float, generator: Randomness | None) -> Tensor:
@@ -69,7 +70,8 @@ class CausalSelfAttention(nn.Module):
 
     def mixed(self, x: Tensor, layout: Layout, generator: Randomness | None) -> Tensor:
         """[N, D] -> [N, D], what :meth:`forward` projects: the heads' values, mixed."""
-        qkv, offsets = self.input(x), layout.batch.offsets
+        qkv = linear(x, self.input.weight, self.input.bias)
+        offsets = layout.batch.offsets
         if self._unpadded(x, layout):
             return fused.self_attention(
                 qkv, offsets, self.heads, self.dropout, generator, layout.longest
@@ -104,8 +106,8 @@ class CausalSelfAttention(nn.Module):
         """[N, D] -> queries [B, D] of the last tokens; keys and values [N, 2 D] of all."""
         dim = x.shape[1]
         weight, bias = self.input.weight, self.input.bias
-        queries = F.linear(layout.last(x), weight[:dim], bias[:dim])
-        return queries, F.linear(x, weight[dim:], bias[dim:])
+        queries = linear(layout.last(x), weight[:dim], bias[:dim])
+        return queries, linear(x, weight[dim:], bias[dim:])
 
     def _attend_last(
         self, q: Tensor, pairs: Tensor, padding: Tensor, generator: Randomness | None

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from seqrec.data.store import Sequences
 from seqrec.draws import Randomness
-from seqrec.encoders import fused
+from seqrec.encoders import fused, products
 from seqrec.encoders.base import Encoder, TransformerLayer
 from seqrec.encoders.layers import CausalSelfAttention, FeedForward, dropout
 from seqrec.encoders.layout import Layout
@@ -90,10 +90,9 @@ class _Layer(TransformerLayer):
         )  # fmt: skip
         if fused.runs(x):
             # the biases of the products are added where their result is read next
-            h = F.linear(mixed, output.weight)
+            h = products.linear(mixed, output.weight)
             x, normed = fused.sum_and_norm(x, h, output.bias, norm, p, generator)
-            h = F.linear(normed, forward.first.weight)
-            h = F.linear(fused.relu(h, forward.first.bias, p, generator), forward.second.weight)
+            h = products.relu_feed_forward(normed, forward.first, forward.second, p, generator)
             return fused.residual(x, h, forward.second.bias, p, generator)
         x = x + dropout(output(mixed), p, generator)
         return x + forward(norm(x), generator)

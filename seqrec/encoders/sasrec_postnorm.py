@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from seqrec.data.store import Sequences
 from seqrec.draws import Randomness
-from seqrec.encoders import fused
+from seqrec.encoders import fused, products
 from seqrec.encoders.base import Encoder, TransformerLayer
 from seqrec.encoders.layers import CausalSelfAttention, dropout
 from seqrec.encoders.layout import Layout
@@ -85,10 +85,9 @@ class _Layer(TransformerLayer):
         output, p = self.attention.output, self.dropout
         if fused.runs(x):
             # the biases of the products are added where their result is read next
-            h = F.linear(mixed, output.weight)
+            h = products.linear(mixed, output.weight)
             x = fused.residual_norm(x, h, output.bias, self.attention_norm, p, generator)
-            h = fused.gelu(F.linear(x, self.first.weight), self.first.bias)
-            h = F.linear(h, self.second.weight)
+            h = products.gelu_feed_forward(x, self.first, self.second)
             return fused.residual_norm(x, h, self.second.bias, self.feed_forward_norm, p, generator)
         x = self.attention_norm(x + dropout(output(mixed), p, generator))
         h = self.second(F.gelu(self.first(x)))

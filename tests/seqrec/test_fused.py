@@ -6,14 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from encoder_oracles import assert_close, assert_gradients, factors, generator
 from torch import Tensor, nn
 
 from seqrec.encoders import fused
-from seqrec_kernels import jagged_attention, native, philox
+from seqrec_kernels import jagged_attention, native
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
-
-STREAM_DROPOUT = 3
 
 
 @pytest.fixture(params=native.versions() if native.missing() is None else [])
@@ -22,33 +21,15 @@ def version(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def generator(seed: int = 5) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def factors(rows: int, columns: int, p: float, source: torch.Generator) -> Tensor:
-    """[rows, columns] of 0 and 1 / (share kept), by the words of Philox."""
-    seed, dropped = fused._draws(p, source)
-    c = torch.arange(columns)
-    words = torch.stack(philox.words(seed, STREAM_DROPOUT, torch.arange(rows)[:, None], c // 8))
-    word = words.gather(0, (c // 2 % 4).expand(1, rows, columns))[0]
-    bits = (word >> (16 * (c % 2))) & 0xFFFF
-    return (bits >= dropped).double() * (65536 / (65536 - dropped))
-
-
 def offsets_of(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
-
-
-def assert_close(mine: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(mine.double(), wanted.double(), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_attention_is_the_operator_with_a_seed_of_the_generator(p: float) -> None:
     offsets = offsets_of([3, 1, 18, 5])
     qkv = torch.randn(27, 192, generator=generator(1))
-    seed, _ = fused._draws(p, generator())
+    seed, _ = fused.draws(p, generator())
     wanted = jagged_attention(qkv, None, None, offsets, heads=2, dropout=p, seed=seed)
     assert torch.equal(fused.self_attention(qkv, offsets, 2, p, generator()), wanted)
     plain = jagged_attention(qkv, None, None, offsets, heads=2)
@@ -63,16 +44,6 @@ def test_attention_is_the_operator_with_a_seed_of_the_generator(p: float) -> Non
 
 RATES = pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
 SHAPES = pytest.mark.parametrize("shape", [(0, 16), (1, 16), (300, 64), (129, 80), (5, 192)])
-
-
-def assert_gradients(found: Tensor, wanted: Tensor, inputs: list[Tensor]) -> None:
-    """Of a random upstream gradient, to all inputs; each within its largest number."""
-    grad = torch.randn(found.shape, generator=generator(9))
-    expected = torch.autograd.grad(wanted, inputs, grad.double(), retain_graph=True)
-    mine = torch.autograd.grad(found, inputs, grad, retain_graph=True)
-    for one, other in zip(mine, expected, strict=True):
-        scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
-        assert_close(one / scale, other / scale)
 
 
 def normed(z: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -139,50 +110,6 @@ def test_the_embedding(shape: tuple[int, int], p: float, version: str) -> None:
     assert_gradients(found, wanted, [table, places])
 
 
-@RATES
-@SHAPES
-def test_relu_with_its_bias(shape: tuple[int, int], p: float, version: str) -> None:
-    h = torch.randn(shape, generator=generator(1))
-    bias = torch.randn(shape[1], generator=generator(2))
-    h[:1, :3] = torch.tensor([0.0, torch.nan, -torch.inf])[: h.shape[1]]
-    bias[:3] = 0.0
-    h.requires_grad_(), bias.requires_grad_()
-    found = fused.relu(h, bias, p, generator())
-    kept = factors(*shape, p, generator())
-    wanted = kept * nn.functional.relu(h.double() + bias.double())
-    torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-5, equal_nan=True)
-    if shape[0] != 1:
-        return assert_gradients(found[1:], wanted[1:], [h, bias])
-    (mine,) = torch.autograd.grad(found, h, torch.ones(shape))
-    assert mine[0, [0, 2]].tolist() == [0.0, 0.0]
-
-
-@pytest.mark.parametrize("shape", [(0, 16), (1, 16), (300, 256), (129, 80)])
-def test_gelu_with_its_bias(shape: tuple[int, int], version: str) -> None:
-    """No further from the true one than twice torch in the same dtype, tails included."""
-    h = (4 * torch.randn(shape, generator=generator(1))).requires_grad_()
-    bias = torch.randn(shape[1], generator=generator(2), requires_grad=True)
-    grad = torch.randn(shape, generator=generator(3))
-    found = fused.gelu(h, bias)
-    exact = nn.functional.gelu(h.double() + bias.double())
-    plain = nn.functional.gelu(h + bias)
-    triples = [(found, plain, exact)]
-    gradients = [torch.autograd.grad(y, [h, bias], grad.to(y.dtype)) for y in (found, plain, exact)]
-    triples += list(zip(*gradients, strict=True))
-    for mine, theirs, true in triples:
-        if true.numel():
-            error = (mine.double() - true.double()).abs().max()
-            assert error <= 2 * (theirs.double() - true.double()).abs().max() + 1e-6
-
-
-def test_gelu_far_out(version: str) -> None:
-    h = torch.tensor([[-1e30, -60.0, -14.0, -0.0, 0.0, 14.0, 60.0, 1e30] * 2]).requires_grad_()
-    found = fused.gelu(h, torch.zeros(16))
-    assert_close(found, nn.functional.gelu(h.detach().double()))
-    (slope,) = torch.autograd.grad(found.sum(), h)
-    assert_close(slope, torch.tensor([[0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0] * 2]))
-
-
 def test_the_number_of_threads_changes_no_bit() -> None:
     lengths = torch.randint(1, 40, (300,), generator=generator(4)).tolist()
     n = sum(lengths)
@@ -197,8 +124,8 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     def everything() -> list[Tensor]:
         attended = fused.self_attention(qkv, offsets_of(lengths), 2, 0.5, generator())
         drawn = fused.embed(table, items, table, items, 2.0, 0.5, generator())
-        inner = fused.relu(fused.residual(drawn, h, bias, 0.5, generator()), bias, 0.5, generator())
-        normed = fused.residual_norm(x, inner, bias, norm, 0.5, generator())
+        summed = fused.residual(drawn, h, bias, 0.5, generator())
+        normed = fused.residual_norm(x, summed, bias, norm, 0.5, generator())
         inputs = [qkv, x, table, bias, norm.weight, norm.bias]
         total = (attended * h).sum() + (normed * h).sum()
         return [attended, normed, *torch.autograd.grad(total, inputs)]
@@ -236,25 +163,6 @@ def test_where_it_runs() -> None:
         assert fused.runs(torch.zeros(1, 64))
 
 
-def test_what_a_narrow_product_gives_is_taken_wide() -> None:
-    """Sums and norms are float32 under autocast, and the gradient has the product's dtype."""
-    x, h = torch.randn(2, 9, 32, generator=generator(1)).unbind()
-    bias, norm = torch.randn(32, generator=generator(2)), nn.LayerNorm(32)
-    narrow = h.bfloat16().requires_grad_()
-    for call in (
-        lambda h: fused.residual(x, h, bias, 0.5, generator()),
-        lambda h: fused.residual_norm(x, h, bias, norm, 0.5, generator()),
-        lambda h: fused.relu(h, bias, 0.5, generator()),
-        lambda h: fused.gelu(h, bias),
-    ):
-        with torch.autocast("cpu", torch.bfloat16):
-            found = call(narrow)
-        assert found.dtype == torch.float32
-        assert torch.equal(found, call(narrow.float()))
-        (grad,) = torch.autograd.grad(found.sum(), narrow)
-        assert grad.dtype == torch.bfloat16 and grad.isfinite().all()
-
-
 def test_no_version_falls_back_to_the_portable_kernels() -> None:
     """They are found by the version's name: one that none of theirs begins would run the portable
     ones, correctly and slowly."""
@@ -278,8 +186,6 @@ def test_a_second_derivative_is_refused() -> None:
         fused.residual_norm(qkv, qkv, qkv[0], norm, 0.0, None),
         fused.residual(qkv, qkv, qkv[0], 0.5, generator()).sin(),
         fused.embed(qkv, torch.arange(8), qkv, torch.arange(8), 1.0, 0.0, None),
-        fused.relu(qkv, qkv[0], 0.0, None),
-        fused.gelu(qkv, qkv[0]),
     ):
         (once,) = torch.autograd.grad(found.sin().sum(), qkv, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
