@@ -1,4 +1,4 @@
-"""Random calls of the loss, and its gradients, for the two files that test it."""
+"""Random calls of the loss, and its gradients, for the files that test it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import oracles
 import torch
 from torch import Tensor
+
+from seqrec_kernels import catalog_cross_entropy
 
 
 def problem(
@@ -46,3 +48,19 @@ def gradients(
         options["weights"] = options["weights"].to(dtype or options["weights"].dtype)
     loss = loss_of(q, e, y, **options)
     return [loss, *torch.autograd.grad(loss, inputs, upstream.to(loss.dtype))]
+
+
+def neither_threads_nor_repetition_change_a_bit(
+    q: Tensor, e: Tensor, y: Tensor, options: dict[str, Any], threads: int
+) -> None:
+    """Both reductions of a call, again, and by one thread of so many."""
+    for reduction in ("mean", "none"):
+        options["reduction"] = reduction
+        upstream = torch.randn(q.shape[:1] if reduction == "none" else ())
+        ours = gradients(catalog_cross_entropy, q, e, y, options, upstream)
+        again = gradients(catalog_cross_entropy, q, e, y, options, upstream)
+        torch.set_num_threads(1)
+        alone = gradients(catalog_cross_entropy, q, e, y, options, upstream)
+        torch.set_num_threads(threads)
+        for a, b, c in zip(ours, again, alone, strict=True):
+            assert torch.equal(a, b) and torch.equal(a, c)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 
+import oracles
 import torch
 from torch import Tensor
+
+from seqrec_kernels import SeenItems, catalog_rank
 
 
 def whole(rows: int, width: int) -> Tensor:
@@ -16,3 +19,32 @@ def whole(rows: int, width: int) -> Tensor:
 def random_seen(batch: int, items: int, most: int = 60) -> list[list[int]]:
     """Lists in any order, with repeats and empty ones among them."""
     return [[random.randrange(items) for _ in range(random.randrange(most))] for _ in range(batch)]
+
+
+def rank_counts_every_comparison(
+    shape: tuple[int, int, int], rule: str, slots: int | None, most: int
+) -> None:
+    """`catalog_rank`, every comparison counted; seen items are "free", "excluded" or "scored".
+
+    Args:
+        shape: rows, items, width.
+        slots: targets of a row; None: the targets have one dimension.
+        most: items a row has seen.
+    """
+    random.seed(1)
+    b, v, d = shape
+    for first in {0, min(3, v - 1)}:
+        q, e, bias = whole(b, d), whole(v, d), torch.randint(-1, 2, (v,)).float()
+        y = torch.randint(first, v, (b,) if slots is None else (b, slots))
+        y[torch.rand(y.shape) < 0.2] = -1
+        lists = random_seen(b, v, most)
+        seen = None if rule == "free" else SeenItems.from_lists(lists)
+        score = 0.0 if rule == "scored" else None
+        ours = catalog_rank(q, e, y, item_bias=bias, first_item=first, seen=seen, seen_score=score)
+        scores = (q.double() @ e.double().T + bias).tolist()
+        met = None if seen is None else [set(row) for row in lists]
+        greater, equal = oracles.rank(scores, y.view(b, -1).tolist(), first, met, score)
+        assert ours.greater.dtype == ours.equal.dtype == torch.int64
+        assert ours.greater.shape == ours.equal.shape == y.shape
+        assert ours.greater.view(b, -1).tolist() == greater
+        assert ours.equal.view(b, -1).tolist() == equal

@@ -6,11 +6,10 @@ import math
 import random
 from typing import Any
 
-import oracles
 import pytest
 import torch
 from oracles import Watch
-from ranking_calls import random_seen, whole
+from ranking_calls import random_seen, rank_counts_every_comparison
 
 from seqrec_kernels import Rank, SeenItems, backend, catalog_rank, rank_metrics
 from seqrec_kernels.ops.catalog_rank import blocked
@@ -26,27 +25,8 @@ OPERATOR = torch.ops.seqrec_kernels.catalog_rank.default
 def test_counts_every_comparison(
     tiny_tiles: None, shape: tuple[int, int, int], rule: str, slots: int | None, name: str
 ) -> None:
-    random.seed(1)
-    b, v, d = shape
-    for first in {0, min(3, v - 1)}:
-        q, e, bias = whole(b, d), whole(v, d), torch.randint(-1, 2, (v,)).float()
-        y = torch.randint(first, v, (b,) if slots is None else (b, slots))
-        y[torch.rand(y.shape) < 0.2] = -1
-        lists = random_seen(b, v, 6)
-        seen = None if rule == "free" else SeenItems.from_lists(lists)
-        score = 0.0 if rule == "scored" else None
-        with backend(name):
-            ours = catalog_rank(
-                q, e, y, item_bias=bias, first_item=first, seen=seen, seen_score=score
-            )
-        scores = (q.double() @ e.double().T + bias).tolist()
-        targets = (y[:, None] if slots is None else y).tolist()
-        met = None if seen is None else [set(row) for row in lists]
-        greater, equal = oracles.rank(scores, targets, first, met, score)
-        assert ours.greater.dtype == ours.equal.dtype == torch.int64
-        assert ours.greater.shape == y.shape
-        assert ours.greater.view(b, -1).tolist() == greater
-        assert ours.equal.view(b, -1).tolist() == equal
+    with backend(name):
+        rank_counts_every_comparison(shape, rule, slots, 6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -8,7 +8,7 @@ import oracles
 import pytest
 import torch
 from oracles import Watch
-from test_catalog_rank import random_seen, whole
+from ranking_calls import random_seen, whole
 
 from seqrec_kernels import SeenItems, backend, catalog_topk
 from seqrec_kernels.ops.catalog_topk import blocked

@@ -8,7 +8,7 @@ import oracles
 import pytest
 import torch
 from native_versions import threads, version  # noqa: F401 (fixtures)
-from test_catalog_rank import random_seen, whole
+from ranking_calls import random_seen, rank_counts_every_comparison, whole
 
 from seqrec_kernels import SeenItems, backend, catalog_rank, catalog_topk
 from seqrec_kernels.ops.catalog_rank import native as rank
@@ -26,22 +26,7 @@ def test_rank_counts_every_comparison(
     slots: int | None,
     threads: int,  # noqa: F811
 ) -> None:
-    random.seed(1)
-    b, v, d = shape
-    for first in {0, min(3, v - 1)}:
-        q, e, bias = whole(b, d), whole(v, d), torch.randint(-1, 2, (v,)).float()
-        y = torch.randint(first, v, (b,) if slots is None else (b, slots))
-        y[torch.rand(y.shape) < 0.2] = -1
-        lists = random_seen(b, v, 30)
-        seen = None if rule == "free" else SeenItems.from_lists(lists)
-        score = 0.0 if rule == "scored" else None
-        ours = catalog_rank(q, e, y, item_bias=bias, first_item=first, seen=seen, seen_score=score)
-        scores = (q.double() @ e.double().T + bias).tolist()
-        met = None if seen is None else [set(row) for row in lists]
-        greater, equal = oracles.rank(scores, y.view(b, -1).tolist(), first, met, score)
-        assert ours.greater.shape == ours.equal.shape == y.shape
-        assert ours.greater.view(b, -1).tolist() == greater
-        assert ours.equal.view(b, -1).tolist() == equal
+    rank_counts_every_comparison(shape, rule, slots, 30)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
