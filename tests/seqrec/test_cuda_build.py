@@ -14,14 +14,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+from setup_script import ROOT, load_setup
 
 from seqrec_kernels import native
 
-ROOT = Path(__file__).resolve().parents[2]
 # The programs, and the registers that none of their kernels may need more of: with 256 threads a
 # block, 64 leave room for four blocks on a multiprocessor and 128 for two.
 REGISTERS = {
@@ -34,15 +33,6 @@ OPERATORS = [
     *("best_column", "column_keys", "column_numbers", "best_keys", "rerank_rows"),
 ]
 SHARED = 48 << 10  # bytes, which need no asking for
-
-
-def load_setup() -> ModuleType:
-    """setup.py, loaded without running it."""
-    spec = importlib.util.spec_from_file_location("seqrec_setup", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 SETUP = load_setup()

@@ -17,18 +17,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from setup_script import ROOT, load_setup
 
 
 @pytest.fixture
 def setup_module() -> ModuleType:
-    """setup.py, loaded without running it."""
-    spec = importlib.util.spec_from_file_location("seqrec_setup", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_setup()
 
 
 def hide(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
