@@ -173,8 +173,9 @@ def surroundings(device: str = "cpu") -> dict[str, Any]:
     if info.is_file():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         processor = names[0].split(":", 1)[1].strip() if names else processor
-    # a clean tree of the measured package means the commit is what ran
-    changed = _git("status", "--porcelain", "--", "seqrec_kernels", "csrc", "benchmarks/*.py")
+    # a clean tree of what is measured means the commit is what ran
+    parts = ("seqrec", "seqrec_kernels", "csrc", "benchmarks/*.py")
+    changed = _git("status", "--porcelain", "--", *parts)
     found: dict[str, Any] = {
         "commit": _git("rev-parse", "HEAD") or os.environ.get("SEQREC_COMMIT") or None,
         "changed_since": None if changed is None else changed.splitlines(),
