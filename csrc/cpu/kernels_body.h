@@ -8,12 +8,10 @@
 
 // ---- products ------------------------------------------------------------------------------------
 
-// acc[i][j] += sum_k a[i * row_stride + k * step] * b[k * b_stride + j * width .. + width]; a `Step`
-// of zero stands for any.
-template <int Rows, int Columns, int Step>
+// acc[i][j] += sum_k a[i * row_stride + k * step] * b[k * b_stride + j * width .. + width]
+template <int Rows, int Columns>
 static inline void multiply(Vec (&acc)[Rows][Columns], const float* a, ptrdiff_t row_stride,
-                            const float* b, ptrdiff_t b_stride, ptrdiff_t depth,
-                            ptrdiff_t step = Step) {
+                            ptrdiff_t step, const float* b, ptrdiff_t b_stride, ptrdiff_t depth) {
     for (ptrdiff_t k = 0; k < depth; ++k) {
         Vec right[Columns];
 #pragma GCC unroll 8
@@ -46,8 +44,8 @@ static inline void score_rows(const float* panel, int64_t width, const float* it
             const bool last = width - k <= kChain;
             Vec acc[Rows][kColumns];
             zero(acc);
-            multiply<Rows, kColumns, 1>(acc, items + k, stride, panel + k * kLanes + lane, kLanes,
-                                        last ? width - k : kChain);
+            multiply(acc, items + k, stride, 1, panel + k * kLanes + lane, kLanes,
+                     last ? width - k : kChain);
 #pragma GCC unroll 16
             for (int i = 0; i < Rows; ++i) {
                 const Vec add_on = all(bias != nullptr && last ? bias[i] : 0.0f);
@@ -96,13 +94,13 @@ static float dot(const float* query, int64_t query_stride, const float* item, in
 }
 
 // out[i][:] (+)= sum_k a[i * row_stride + k * step] * b[k][:], for Rows rows and Columns registers.
-template <int Rows, int Columns, int Step>
-static inline void add_columns(const float* a, ptrdiff_t row_stride, const float* b,
+template <int Rows, int Columns>
+static inline void add_columns(const float* a, ptrdiff_t row_stride, ptrdiff_t step, const float* b,
                                ptrdiff_t b_stride, ptrdiff_t depth, float* out, ptrdiff_t out_stride,
-                               bool start_at_zero, ptrdiff_t step = Step) {
+                               bool start_at_zero) {
     Vec acc[Rows][Columns];
     zero(acc);
-    multiply<Rows, Columns, Step>(acc, a, row_stride, b, b_stride, depth, step);
+    multiply(acc, a, row_stride, step, b, b_stride, depth);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 8
@@ -113,24 +111,25 @@ static inline void add_columns(const float* a, ptrdiff_t row_stride, const float
     }
 }
 
-template <int Rows, int Step>
-static inline void add_rows(const float* a, ptrdiff_t row_stride, const float* b, ptrdiff_t b_stride,
-                            ptrdiff_t depth, float* out, ptrdiff_t out_stride, int64_t padded,
-                            bool start_at_zero) {
+// The same for all columns.
+template <int Rows>
+static inline void add_rows(const float* a, ptrdiff_t row_stride, ptrdiff_t step, const float* b,
+                            ptrdiff_t b_stride, ptrdiff_t depth, float* out, ptrdiff_t out_stride,
+                            int64_t padded, bool start_at_zero) {
     int64_t column = 0;
     for (; column + kColumns * Vec::width <= padded; column += kColumns * Vec::width) {
-        add_columns<Rows, kColumns, Step>(a, row_stride, b + column, b_stride, depth, out + column,
-                                          out_stride, start_at_zero);
+        add_columns<Rows, kColumns>(a, row_stride, step, b + column, b_stride, depth, out + column,
+                                    out_stride, start_at_zero);
     }
     if constexpr (kColumns > 2) {
         for (; column + 2 * Vec::width <= padded; column += 2 * Vec::width) {
-            add_columns<Rows, 2, Step>(a, row_stride, b + column, b_stride, depth, out + column,
-                                       out_stride, start_at_zero);
+            add_columns<Rows, 2>(a, row_stride, step, b + column, b_stride, depth, out + column,
+                                 out_stride, start_at_zero);
         }
     }
     for (; column < padded; column += Vec::width) {
-        add_columns<Rows, 1, Step>(a, row_stride, b + column, b_stride, depth, out + column,
-                                   out_stride, start_at_zero);
+        add_columns<Rows, 1>(a, row_stride, step, b + column, b_stride, depth, out + column,
+                             out_stride, start_at_zero);
     }
 }
 
@@ -138,13 +137,13 @@ static void add_to_queries(const float* tile, int64_t count, const float* items,
                            int64_t padded, float* out) {
     int lane = 0;
     for (; lane + kRows <= kLanes; lane += kRows) {
-        add_rows<kRows, kLanes>(tile + lane, 1, items, stride, count, out + lane * padded, padded,
-                                padded, false);
+        add_rows<kRows>(tile + lane, 1, kLanes, items, stride, count, out + lane * padded, padded,
+                        padded, false);
     }
     constexpr int rest = kLanes % kRows;
     if constexpr (rest > 0) {
-        add_rows<rest, kLanes>(tile + lane, 1, items, stride, count, out + lane * padded, padded,
-                               padded, false);
+        add_rows<rest>(tile + lane, 1, kLanes, items, stride, count, out + lane * padded, padded,
+                       padded, false);
     }
 }
 
@@ -155,12 +154,12 @@ static void add_to_items(const float* tile, int64_t count, const float* queries,
         // broadcasts of single numbers are no stream that a processor would foresee
         const float* next = tile + (i + kRows) * kLanes;
         for (int k = 0; k < kRows * kLanes; k += 16) __builtin_prefetch(next + k);
-        add_rows<kRows, 1>(tile + i * kLanes, kLanes, queries, padded, kLanes, out + i * stride,
-                           stride, padded, start_at_zero);
+        add_rows<kRows>(tile + i * kLanes, kLanes, 1, queries, padded, kLanes, out + i * stride, stride,
+                        padded, start_at_zero);
     }
     for (; i < count; ++i) {
-        add_rows<1, 1>(tile + i * kLanes, kLanes, queries, padded, kLanes, out + i * stride, stride,
-                       padded, start_at_zero);
+        add_rows<1>(tile + i * kLanes, kLanes, 1, queries, padded, kLanes, out + i * stride, stride,
+                    padded, start_at_zero);
     }
 }
 
@@ -170,10 +169,10 @@ template <int Rows, int Columns>
 static inline void product_rows(const Product<float>& p, int64_t& row, int64_t column, int64_t k) {
     const int64_t depth = p.depth - k <= kDepth ? p.depth - k : kDepth;
     for (; row + Rows <= p.rows; row += Rows) {
-        add_columns<Rows, Columns, 0>(p.a + row * p.row_stride + k * p.step, p.row_stride,
-                                      p.b + k * p.b_stride + column, p.b_stride, depth,
-                                      p.out + row * p.out_stride + column, p.out_stride,
-                                      p.start_at_zero && k == 0, p.step);
+        add_columns<Rows, Columns>(p.a + row * p.row_stride + k * p.step, p.row_stride, p.step,
+                                   p.b + k * p.b_stride + column, p.b_stride, depth,
+                                   p.out + row * p.out_stride + column, p.out_stride,
+                                   p.start_at_zero && k == 0);
     }
 }
 
