@@ -9,11 +9,7 @@ static inline const float* dropout_factors(const Dropout& drop, int64_t row, int
                                            int64_t count, float* room) {
     constexpr int kWide = sizeof(Wide) / 8, kParts = 8 / kWide;
     constexpr int kDraws = 64;  // from eight counters
-    typedef uint16_t Bits __attribute__((vector_size(2 * Vec::width)));
-    typedef int32_t Whole __attribute__((vector_size(4 * Vec::width)));
     static const uint64_t lanes[8] = {0, 1, 2, 3, 4, 5, 6, 7};
-    int32_t scale;
-    __builtin_memcpy(&scale, &drop.scale, sizeof scale);
     const int64_t before = first % 8;
     for (int64_t c = 0; c < before + count; c += kDraws) {
         Wide x[4][kParts];
@@ -42,23 +38,14 @@ static inline const float* dropout_factors(const Dropout& drop, int64_t row, int
             k1 += 0xBB67AE85u;
         }
         // the words of each counter one after the other: its numbers in their order
-        uint16_t bits[kDraws];
 #pragma GCC unroll 8
         for (int part = 0; part < kParts; ++part) {
             Wide low, high;
             interleave((x[0][part] & 0xFFFFFFFFu) | x[1][part] << 32,
                        (x[2][part] & 0xFFFFFFFFu) | x[3][part] << 32, low, high);
-            __builtin_memcpy(bits + 8 * kWide * part, &low, sizeof low);
-            __builtin_memcpy(bits + 8 * kWide * part + 4 * kWide, &high, sizeof high);
-        }
-#pragma GCC unroll 16
-        for (int j = 0; j < kDraws; j += Vec::width) {
-            Bits some;
-            __builtin_memcpy(&some, bits + j, sizeof some);
-            const Whole kept = __builtin_convertvector(some, Whole) >=
-                               Whole{} + static_cast<int32_t>(drop.dropped);
-            const Whole factor = kept & scale;
-            __builtin_memcpy(room + c + j, &factor, sizeof factor);
+            float* out = room + c + 8 * kWide * part;
+            where_kept(low, drop.dropped, drop.scale, out);
+            where_kept(high, drop.dropped, drop.scale, out + 4 * kWide);
         }
     }
     return room + before;

@@ -79,12 +79,27 @@ static void some_rows_product(int64_t rows, const float* a, int64_t row_stride, 
 
 // ---- a sequence ----------------------------------------------------------------------------------
 
-// [length, size] with a stride -> [size, padded]; what stands behind `length` is zero.
-static inline void transposed(const float* rows, int64_t stride, int64_t length, int64_t size,
-                              int64_t padded, float* out) {
-    for (int64_t d = 0; d < size; ++d) {
-        for (int64_t j = 0; j < length; ++j) out[d * padded + j] = rows[j * stride + d];
-        for (int64_t j = length; j < padded; ++j) out[d * padded + j] = 0.0f;
+// [length, size] with a stride -> [size, padded]; behind `length` its last row is repeated.
+static void transposed(const float* rows, int64_t stride, int64_t length, int64_t size,
+                       int64_t padded, float* out) {
+    constexpr int64_t side = Vec::width;
+    for (int64_t d = 0; d < size; d += side) {
+        const int64_t wide = size - d < side ? size - d : side;
+        for (int64_t j = 0; j < padded; j += side) {
+            Vec block[side];
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < side; ++i) {
+                // no branch here: lengths are no pattern that a processor would foresee
+                const float* at = rows + (j + i < length ? j + i : length - 1) * stride + d;
+                block[i] = wide == side ? load(at) : load_first(at, wide);
+            }
+            turn(block);
+            float* to = out + d * padded + j;
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < side; ++i) {
+                if (i < wide) store(to + i * padded, block[i]);
+            }
+        }
     }
 }
 

@@ -66,6 +66,28 @@ static inline Vec sums_of(const Vec (&a)[8]) {
                           _mm256_permute2f128_ps(first, second, 0x31))};
 }
 
+// Number j of a[i] becomes number i of a[j].
+static inline void turn(Vec (&a)[8]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const __m256 one = a[i].v, other = a[i + 4].v;
+        a[i].v = _mm256_permute2f128_ps(one, other, 0x20);
+        a[i + 4].v = _mm256_permute2f128_ps(one, other, 0x31);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += i & 1 ? 3 : 1) {  // 0 1 4 5
+        const __m256 one = a[i].v, other = a[i + 2].v;
+        a[i].v = _mm256_shuffle_ps(one, other, 0x44);
+        a[i + 2].v = _mm256_shuffle_ps(one, other, 0xEE);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        const __m256 one = a[i].v, other = a[i + 1].v;
+        a[i].v = _mm256_blend_ps(one, _mm256_moveldup_ps(other), 0xAA);
+        a[i + 1].v = _mm256_blend_ps(_mm256_movehdup_ps(one), other, 0xAA);
+    }
+}
+
 // a times 2^n, n the integer in the low bits of `shifted`.
 static inline Vec add_exponent(Vec a, Vec shifted) {
     const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
@@ -110,6 +132,20 @@ static inline void store_first(float* p, int64_t count, Vec a) {
     _mm256_maskstore_ps(p, first_lanes(count), a.v);
 }
 
+// All numbers; halves are added, as a register's numbers add up fastest.
+static inline float sum_of(Vec a) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// The greatest one, where none is NaN.
+static inline float greatest_of(Vec a) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
 // 64-bit integers; the product is that of their low halves.
 typedef uint64_t Wide __attribute__((vector_size(32)));
 static inline Wide low_product(Wide a, Wide b) {
@@ -122,4 +158,17 @@ static inline void interleave(Wide a, Wide b, Wide& low, Wide& high) {
     const __m256i even = _mm256_unpacklo_epi64(x, y), odd = _mm256_unpackhi_epi64(x, y);
     low = reinterpret_cast<Wide>(_mm256_permute2x128_si256(even, odd, 0x20));
     high = reinterpret_cast<Wide>(_mm256_permute2x128_si256(even, odd, 0x31));
+}
+
+// The scale where one of the 16 numbers of 16 bits is not below `dropped`, else 0.
+static inline void where_kept(Wide bits, uint32_t dropped, float scale, float* out) {
+    const __m256i below = _mm256_set1_epi32(static_cast<int32_t>(dropped) - 1);
+    const __m256i both = reinterpret_cast<__m256i>(bits);
+    const __m256i first = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(both));
+    const __m256i second = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(both, 1));
+    const __m256 each = _mm256_set1_ps(scale);
+    _mm256_storeu_ps(
+        out, _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(first, below)), each));
+    _mm256_storeu_ps(
+        out + 8, _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(second, below)), each));
 }

@@ -87,6 +87,28 @@ static inline Vec sums_of(const Vec (&a)[16]) {
     return {_mm512_shuffle_f32x4(one, one, 0xD8)};  // its quarters are of rows 0, 8, 4, 12 and on
 }
 
+// Number j of a[i] becomes number i of a[j].  In four steps blocks of h by h numbers beside the diagonal
+// of one of 2 h change places.
+static inline void turn(Vec (&a)[16]) {
+    const __m512i lanes =
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#pragma GCC unroll 4
+    for (int h = 8; h > 0; h /= 2) {
+        const __m512i step = _mm512_set1_epi32(h);
+        const __mmask16 odd = _mm512_test_epi32_mask(lanes, step);
+        // 16 and more: of the second row
+        const __m512i upper = _mm512_mask_add_epi32(lanes, odd, lanes, _mm512_set1_epi32(16 - h));
+        const __m512i lower = _mm512_add_epi32(upper, step);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+            if (i & h) continue;
+            const __m512 one = a[i].v, other = a[i + h].v;
+            a[i].v = _mm512_permutex2var_ps(one, upper, other);
+            a[i + h].v = _mm512_permutex2var_ps(one, lower, other);
+        }
+    }
+}
+
 // a times 2^n, n the integer in the low bits of `shifted`.
 static inline Vec add_exponent(Vec a, Vec shifted) {
     const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
@@ -127,6 +149,12 @@ static inline void store_first(float* p, int64_t count, Vec a) {
     _mm512_mask_storeu_ps(p, first_lanes(count), a.v);
 }
 
+// All numbers; halves are added, as a register's numbers add up fastest.
+static inline float sum_of(Vec a) { return _mm512_reduce_add_ps(a.v); }
+
+// The greatest one, where none is NaN.
+static inline float greatest_of(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
 // 64-bit integers; the product is that of their low halves.
 typedef uint64_t Wide __attribute__((vector_size(64)));
 static inline Wide low_product(Wide a, Wide b) {
@@ -140,4 +168,13 @@ static inline void interleave(Wide a, Wide b, Wide& low, Wide& high) {
     const __m512i x = reinterpret_cast<__m512i>(a), y = reinterpret_cast<__m512i>(b);
     low = reinterpret_cast<Wide>(_mm512_permutex2var_epi64(x, first, y));
     high = reinterpret_cast<Wide>(_mm512_permutex2var_epi64(x, second, y));
+}
+
+// The scale where one of the 32 numbers of 16 bits is not below `dropped`, else 0.
+static inline void where_kept(Wide bits, uint32_t dropped, float scale, float* out) {
+    const __mmask32 kept = _mm512_cmpge_epu16_mask(
+        reinterpret_cast<__m512i>(bits), _mm512_set1_epi16(static_cast<int16_t>(dropped)));
+    const __m512 each = _mm512_set1_ps(scale);
+    _mm512_storeu_ps(out, _mm512_maskz_mov_ps(static_cast<__mmask16>(kept), each));
+    _mm512_storeu_ps(out + 16, _mm512_maskz_mov_ps(static_cast<__mmask16>(kept >> 16), each));
 }

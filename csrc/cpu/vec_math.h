@@ -41,28 +41,3 @@ static inline Vec tangent_of_half(Vec x, Vec& slope) {
     slope = mul(fma(part, scale, scale), mul(inverse, add(inverse, inverse)));
     return with_sign_of(mul(m, inverse), x);
 }
-
-// In halves, as a register's numbers add up fastest.
-static inline float sum_of(Vec a) {
-    float parts[Vec::width];
-    store(parts, a);
-#pragma GCC unroll 4
-    for (int half = Vec::width / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-        for (int j = 0; j < half; ++j) parts[j] += parts[j + half];
-    }
-    return parts[0];
-}
-
-static inline float greatest_of(Vec a) {
-    float parts[Vec::width];
-    store(parts, a);
-#pragma GCC unroll 4
-    for (int half = Vec::width / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-        for (int j = 0; j < half; ++j) {
-            parts[j] = parts[j + half] > parts[j] ? parts[j + half] : parts[j];
-        }
-    }
-    return parts[0];
-}

@@ -78,6 +78,12 @@ static inline Vec sums_of(const Vec (&a)[4]) {
     return sums;
 }
 
+// Number j of a[i] becomes number i of a[j].
+static inline void turn(Vec (&a)[4]) {
+    const Vec b[4] = {a[0], a[1], a[2], a[3]};
+    for (int i = 0; i < 4; ++i) a[i].v = Floats{b[0].v[i], b[1].v[i], b[2].v[i], b[3].v[i]};
+}
+
 // a times 2^n, n the integer in the low bits of `shifted`.
 static inline Vec add_exponent(Vec a, Vec shifted) {
     typedef uint32_t Bits __attribute__((vector_size(16)));
@@ -121,6 +127,16 @@ static inline void store_first(float* p, int64_t count, Vec a) {
     for (int64_t i = 0; i < count; ++i) p[i] = a.v[i];
 }
 
+// All numbers; halves are added, as a register's numbers add up fastest.
+static inline float sum_of(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+
+// The greatest one, where none is NaN.
+static inline float greatest_of(Vec a) {
+    float high = a.v[0];
+    for (int i = 1; i < 4; ++i) high = a.v[i] > high ? a.v[i] : high;
+    return high;
+}
+
 // 64-bit integers; the product is that of their low halves.
 typedef uint64_t Wide __attribute__((vector_size(16)));
 static inline Wide low_product(Wide a, Wide b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
@@ -128,4 +144,11 @@ static inline Wide low_product(Wide a, Wide b) { return (a & 0xFFFFFFFFu) * (b &
 static inline void interleave(Wide a, Wide b, Wide& low, Wide& high) {
     low = Wide{a[0], b[0]};
     high = Wide{a[1], b[1]};
+}
+
+// The scale where one of the 8 numbers of 16 bits is not below `dropped`, else 0.
+static inline void where_kept(Wide bits, uint32_t dropped, float scale, float* out) {
+    uint16_t numbers[8];
+    __builtin_memcpy(numbers, &bits, sizeof numbers);
+    for (int i = 0; i < 8; ++i) out[i] = numbers[i] >= dropped ? scale : 0.0f;
 }
