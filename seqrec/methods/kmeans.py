@@ -7,11 +7,13 @@ and runs ``restarts x iterations`` iterations on.  Of the restarts the one with 
 a populated one, and both are pushed apart by one part in 1024, in opposite directions in every
 other coordinate.
 
-Distances are never formed: the nearest centroid is the largest of ``x . c - |c|^2 / 2``.  On a CPU
-an iteration is one pass of C++ (csrc/cpu/kmeans.cpp), which spares a point its scores where bounds
-say that they would change nothing; elsewhere the scores are formed in blocks of points.  There is
-no randomness but in where a first fit starts, and sums have one order, so the same points give the
-same bits.  Nothing here waits for a GPU.
+Distances are never formed: the nearest centroid is the largest of ``x . c - |c|^2 / 2``, of points
+and centroids less the points' mean.  That moves no distance, and keeps rounding from drowning the
+differences where encodings lie far from 0 and near to each other, as they do after a first epoch.
+On a CPU an iteration is one pass of C++ (csrc/cpu/kmeans.cpp), which spares a point its scores
+where bounds say that they would change nothing; elsewhere the scores are formed in blocks of
+points.  There is no randomness but in where a first fit starts, and sums have one order, so the
+same points give the same bits.  Nothing here waits for a GPU.
 """
 
 from __future__ import annotations
@@ -59,16 +61,19 @@ class KMeans(nn.Module):
         count = self.centroids.shape[0]
         if len(points) < count:
             raise ValueError(f"{count} clusters need as many points; there are {len(points)}")
-        current = best = self.centroids
+        # what remains of encodings that have one direction in common is all that sets them apart
+        middle = points.mean(0)
+        points = points - middle
+        current = best = self.centroids - middle
         lowest = torch.full((), torch.inf, dtype=torch.float64, device=points.device)
         for restart in range(self.restarts):
             if not warm:
                 chosen = permutation(seed, restart, len(points))[:count]
                 current = points[to_device(chosen, points.device)]
-            current, objective = _lloyd(points, current, self.iterations)
+            current, objective = _lloyd(points, current, self.iterations, middle)
             best = torch.where(objective < lowest, current, best)
             lowest = torch.minimum(objective, lowest)
-        self.centroids.copy_(best)
+        self.centroids.copy_(best + middle)
 
     @torch.no_grad()
     def nearest(self, points: Tensor) -> Tensor:
@@ -80,17 +85,24 @@ class KMeans(nn.Module):
         return nn.functional.normalize(self.centroids, dim=1)
 
 
-def _lloyd(points: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Centroids after `iterations`, and the sum of squared distances in the last assignment."""
+def _lloyd(
+    points: Tensor, centroids: Tensor, iterations: int, middle: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Centroids after `iterations`, and the sum of squared distances in the last assignment.
+
+    `middle` [D] has been taken off points and centroids.
+    """
     if native.unsupported(points, centroids) is None and points.dtype == torch.float32:
-        return _compiled(points.contiguous(), centroids.contiguous(), iterations)
+        return _compiled(points.contiguous(), centroids.contiguous(), iterations, middle)
     for _ in range(iterations):
         assigned, chosen = centroids, _nearest(points, centroids)
-        centroids = _means(points, chosen, centroids)
+        centroids = _means(points, chosen, centroids, middle)
     return centroids, _objective(points, assigned, chosen)
 
 
-def _compiled(points: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+def _compiled(
+    points: Tensor, centroids: Tensor, iterations: int, middle: Tensor
+) -> tuple[Tensor, Tensor]:
     """:func:`_lloyd` in C++; it ends where an iteration has moved nothing, as no later one will."""
     bounds = points.new_empty(3, len(points), dtype=torch.float64)
     chosen = torch.empty(len(points), dtype=torch.int64)
@@ -100,7 +112,7 @@ def _compiled(points: Tensor, centroids: Tensor, iterations: int) -> tuple[Tenso
         torch.ops.seqrec_native.kmeans_step(
             points, centroids, _half(centroids), moved, turn == 0, bounds, chosen, sums, sizes
         )
-        assigned, centroids = centroids, _from_sums(sums, sizes, centroids)
+        assigned, centroids = centroids, _from_sums(sums, sizes, centroids, middle)
         if torch.equal(assigned, centroids):
             break
         moved = torch.linalg.vector_norm(centroids.double() - assigned.double(), dim=1)
@@ -116,7 +128,7 @@ def _objective(points: Tensor, centroids: Tensor, chosen: Tensor) -> Tensor:
     return total
 
 
-def _means(points: Tensor, chosen: Tensor, centroids: Tensor) -> Tensor:
+def _means(points: Tensor, chosen: Tensor, centroids: Tensor, middle: Tensor) -> Tensor:
     """The means of the clusters, summed in the points' order; empty clusters split others."""
     count = len(centroids)
     # a sorted bag instead of index_add_: the same order of addition on every device
@@ -125,15 +137,15 @@ def _means(points: Tensor, chosen: Tensor, centroids: Tensor) -> Tensor:
     sizes.scatter_add_(0, chosen, torch.ones_like(chosen))
     starts = sizes.cumsum(0) - sizes
     sums = nn.functional.embedding_bag(order, points, starts, mode="sum")
-    return _from_sums(sums, sizes, centroids)
+    return _from_sums(sums, sizes, centroids, middle)
 
 
-def _from_sums(sums: Tensor, sizes: Tensor, centroids: Tensor) -> Tensor:
+def _from_sums(sums: Tensor, sizes: Tensor, centroids: Tensor, middle: Tensor) -> Tensor:
     means = torch.where(sizes[:, None] > 0, sums / sizes[:, None], centroids)
-    return _split(means, sizes)
+    return _split(means, sizes, middle)
 
 
-def _split(means: Tensor, sizes: Tensor) -> Tensor:
+def _split(means: Tensor, sizes: Tensor, middle: Tensor) -> Tensor:
     """Give the i-th empty cluster a copy of the i-th largest, and push the two apart.
 
     Without an empty cluster nothing changes, and nobody asks the device whether there is one.
@@ -146,8 +158,9 @@ def _split(means: Tensor, sizes: Tensor) -> Tensor:
     gives = torch.zeros_like(sizes).scatter_add_(0, donor, takes.long()) > 0
     push = torch.full_like(means[0], _APART)
     push[1::2] *= -1
-    moved = torch.where(takes[:, None], means[donor] * (1 + push), means)
-    return torch.where(gives[:, None], moved * (1 - push), moved)
+    apart = (means + middle) * push  # a part of where the centroid really lies
+    moved = torch.where(takes[:, None], (means + apart)[donor], means)
+    return torch.where(gives[:, None], means - apart, moved)
 
 
 def _nearest(points: Tensor, centroids: Tensor) -> Tensor:

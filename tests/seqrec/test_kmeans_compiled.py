@@ -32,7 +32,7 @@ def iterations(points: torch.Tensor, count: int, fresh: bool) -> list[tuple[torc
             sums, sizes
         )  # fmt: skip
         found.append((chosen.clone(), sums.clone(), sizes.clone(), bounds[1].clone()))
-        new = kmeans._from_sums(sums, sizes, centroids)
+        new = kmeans._from_sums(sums, sizes, centroids, torch.zeros(21))
         moved = (new.double() - centroids.double()).square().sum(1).sqrt()
         centroids = new
     return found
