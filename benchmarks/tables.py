@@ -28,23 +28,73 @@ OFFICIAL = {
     "fenrec-official-beauty": ("seqrec train fenrec", ".1019/.0608"),
 }
 
-# name of a table in docs/, and the kept runs in it, below benchmarks/results
+# name of a table in docs/, and where the kept runs in it lie, below benchmarks/results
 COMPARED = {
-    "synthetic": "study/synthetic",
-    "Beauty": "study/Beauty",
-    "Toys_and_Games": "study/Toys_and_Games",
-    "ml-100k": "study/ml-100k",
-    "r2ns-beauty": "r2ns-beauty",
+    "synthetic": ("study/synthetic/*",),
+    "Beauty": ("study/Beauty/*",),
+    "Toys_and_Games": ("study/Toys_and_Games/*",),
+    "ml-100k": ("study/ml-100k/*",),
+    "r2ns-beauty": ("r2ns-beauty/*",),
+    "bfloat16": tuple(
+        f"{place}/{method}"
+        for method in ("sasrec", "fenrec")
+        for place in ("study/Beauty", "bfloat16/Beauty")
+    ),
 }
+
+# runs of a few epochs on two threads, and the seconds that issue an epoch should take
+EPOCHS = RESULTS / "epochs-2-threads"
+GOALS = {"sasrec": 4.0, "fenrec": 24.0}
 
 
 def compared(name: str) -> str:
     """What ``seqrec compare`` prints of kept runs, its headings two levels deeper."""
     from seqrec.comparison import compare, text
 
-    runs = sorted((RESULTS / COMPARED[name]).glob("*/*/result.json"))
+    runs = [
+        path for place in COMPARED[name] for path in sorted(RESULTS.glob(f"{place}/*/result.json"))
+    ]
     tables = compare([str(path.parent) for path in runs])
     return text.render(tables, "md").replace("### ", "##### ").rstrip()
+
+
+def epochs() -> str:
+    """Seconds of whole epochs, clusters and validation included, against what they should take."""
+    lines = [
+        "| method, precision | s an epoch | of these clusters | validation | goal | met | commit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    machines = set()
+    for run in sorted(EPOCHS.glob("*/result.json")):
+        result = json.loads(run.read_text())
+        events = map(json.loads, run.with_name("log.jsonl").read_text().splitlines())
+        found = [e for e in events if e["event"] == "epoch"]
+        seconds = [e["seconds"] + e["valid_seconds"] for e in found]
+        goal = GOALS[result["method"]]
+        cells = [
+            run.parent.name.replace("-", ", "),
+            ", ".join(f"{s:.1f}" for s in seconds),
+            ", ".join(f"{e['prepare_seconds']:.1f}" for e in found),
+            f"{statistics.median(e['valid_seconds'] for e in found):.1f}",
+            f"under {goal:.0f}",
+            _met(seconds, goal),
+            result["commit"][:8],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+        machines.add(f"{result['hardware']['threads']} threads of {result['hardware']['cpu']}")
+    return "\n".join([*lines, "", "; ".join(sorted(machines))])
+
+
+def _met(seconds: list[float], goal: float) -> str:
+    under = sum(s < goal for s in seconds)
+    return (
+        "yes" if under == len(seconds) else "no" if under == 0 else f"in {under} of {len(seconds)}"
+    )
+
+
+def quoted(path: Path) -> str:
+    """A kept text as it is."""
+    return f"```\n{path.read_text().rstrip()}\n```"
 
 
 def peers() -> str:
@@ -77,20 +127,7 @@ def official() -> str:
             words = " ".join([command, *(f"--set {key}={value}" for key, value in changed.items())])
             cells = [f"`{words}`", *figures, paper, epochs, run["commit"][:8]]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _epoch(RESULTS / "fenrec-epoch-beauty-2-threads")])
-
-
-def _epoch(run: Path) -> str:
-    """What an epoch after the warm-up takes, clusters and validation included."""
-    result = json.loads((run / "result.json").read_text())
-    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    seconds = [e["seconds"] + e["valid_seconds"] for e in events if e["event"] == "epoch"]
-    machine = f"{result['hardware']['threads']} threads of {result['hardware']['cpu']}"
-    return (
-        f"An epoch of `fenrec` after its warm-up, clusters and validation included: "
-        f"{max(seconds):.0f} s on {machine} (the slower of {len(seconds)}; commit "
-        f"{result['commit'][:8]}, with `--set method.warmup_epochs=0 --epochs {len(seconds)}`)."
-    )
+    return "\n".join(lines)
 
 
 def trained() -> str:

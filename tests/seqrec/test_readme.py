@@ -23,21 +23,24 @@ README = ROOT / "README.md"
 DOCUMENTS = {
     "study.md": ("synthetic", "Beauty", "Toys_and_Games", "ml-100k"),
     "r2ns.md": ("r2ns-beauty",),
+    "speed.md": ("bfloat16",),
 }
 DEMO = ROOT / "benchmarks" / "results" / "demo" / "result.json"
 NEWER = ROOT / "benchmarks" / "results" / "2026-11-21-cpu-recall-attention" / "result.json"
 KERNELS = ROOT / "benchmarks" / "results" / "2026-11-21-cpu" / "result.json"
+STEPS = ROOT / "benchmarks" / "results" / "2026-11-21-cpu-steps" / "result.json"
+PARTS = ROOT / "benchmarks" / "results" / "2026-11-21-cpu-where-time-goes"
 
 
 def contents() -> dict[Path, dict[str, Callable[[], str]]]:
     """What stands in the marked places of each document."""
-    from benchmarks import tables
+    from benchmarks import tables, time_to_quality
     from seqrec import report
 
     def demo() -> str:
         return f"```\n{report.finished(json.loads(DEMO.read_text()), Path('runs/demo'))}\n```"
 
-    return {
+    documents: dict[Path, dict[str, Callable[[], str]]] = {
         README: {
             "demo": demo,
             "trained": tables.trained,
@@ -51,6 +54,14 @@ def contents() -> dict[Path, dict[str, Callable[[], str]]]:
             for name, found in DOCUMENTS.items()
         },
     }
+    documents[ROOT / "docs" / "speed.md"] |= {
+        "epochs": tables.epochs,
+        "steps": lambda: tables.training_steps(json.loads(STEPS.read_text())),
+        "quality": lambda: time_to_quality.table(json.loads(STEPS.read_text())),
+        "parts before": partial(tables.quoted, PARTS / "before.txt"),
+        "parts after": partial(tables.quoted, PARTS / "after.txt"),
+    }
+    return documents
 
 
 def rendered(document: Path) -> str:
