@@ -79,6 +79,11 @@ def step_of(config: Config, phase: str, device: str, seed: int) -> Step:
 def learn(loss: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
     """What follows a loss, on either side."""
     loss.backward()
+    update(optimizer, clip_norm)
+
+
+def update(optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
+    """What follows the gradients."""
     if clip_norm > 0:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         torch.nn.utils.clip_grad_norm_(weights, clip_norm)
@@ -111,19 +116,26 @@ class Ours(NamedTuple):
         learn(loss, self.optimizer, self.config.training.clip_norm)
 
 
-def prepared(config: Config, split: Split, device: str = "cpu") -> Ours:
-    """Weights as drawn, clusters fitted once in few iterations: their number decides the time."""
+def drawn(config: Config, split: Split, device: str = "cpu") -> Ours:
+    """Weights as drawn; clusters, where there are any, not fitted yet."""
     store = SequenceStore(split.train, device)
     method = build(config, split.n_items).to(device)
     method.prepare(store)
-    if isinstance(method, ContrastiveMethod) and method.intents is not None:
-        method.intents.iterations = method.intents.restarts = 1
-    method.begin_epoch(store, 0, 0)
     optimizer = torch.optim.AdamW(
         method.parameters(), lr=config.training.lr, weight_decay=0.0, fused=True
     )
     order = np.random.default_rng(0).permutation(method.rows(store))
     return Ours(config, method, store, optimizer, order)
+
+
+def prepared(config: Config, split: Split, device: str = "cpu") -> Ours:
+    """Weights as drawn, clusters fitted once in few iterations: their number decides the time."""
+    ours = drawn(config, split, device)
+    method = ours.method
+    if isinstance(method, ContrastiveMethod) and method.intents is not None:
+        method.intents.iterations = method.intents.restarts = 1
+    method.begin_epoch(ours.store, 0, 0)
+    return ours
 
 
 class Rival:

@@ -23,16 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec.config import Config, load_config
+from seqrec.config import Config
 from seqrec.data.store import SequenceStore
 from seqrec.evaluation.ranking import Evaluator
-from seqrec.methods import build
 from seqrec.methods.base import Method, Step
 from seqrec_kernels import bce_loss, catalog_cross_entropy
 
 from ._common import interleaved
 from ._machine import one_thread, surroundings
-from .training_step import beauty
+from .training_step import beauty, configured, drawn, update
 
 Part = Callable[[], object]
 FORWARD, BACKWARD = "encoder, forward", "encoder, backward"
@@ -70,10 +69,7 @@ class Work(NamedTuple):
         return found
 
     def learn(self) -> None:
-        if self.config.training.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.training.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        update(self.optimizer, self.config.training.clip_norm)
 
     def whole(self) -> None:
         self.loss().backward()
@@ -82,16 +78,9 @@ class Work(NamedTuple):
 
 def prepared(name: str, narrow: bool) -> Work:
     _, split = beauty()
-    preset = None if name == "sasrec" else "official-beauty"
-    sets = {"sasrec": {"encoder.dim": 64}, "r2ns": {"data.split": "leave-one-out"}}
-    config = load_config(name, preset=preset, sets=sets.get(name, {}), flags={"data.path": "-"})
-    store, method = SequenceStore(split.train), build(config, split.n_items)
-    method.prepare(store)
-    order = np.random.default_rng(0).permutation(method.rows(store))
-    optimizer = torch.optim.AdamW(
-        method.parameters(), lr=config.training.lr, weight_decay=0.0, fused=True
-    )
-    return Work(config, method, store, order[: config.training.batch], optimizer, narrow)
+    ours = drawn(configured("sasrec_positions" if name == "sasrec" else name), split)
+    rows = ours.order[: ours.config.training.batch]
+    return Work(ours.config, ours.method, ours.store, rows, ours.optimizer, narrow)
 
 
 def leaf(x: Tensor) -> Tensor:
