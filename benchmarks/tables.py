@@ -60,6 +60,8 @@ def compared(name: str) -> str:
 
 def epochs() -> str:
     """Seconds of whole epochs, clusters and validation included, against what they should take."""
+    from seqrec.training.journal import read_journal
+
     lines = [
         "| method, precision | s an epoch | of these clusters | validation | goal | met | commit |",
         "|---|---|---|---|---|---|---|",
@@ -67,8 +69,7 @@ def epochs() -> str:
     machines = set()
     for run in sorted(EPOCHS.glob("*/result.json")):
         result = json.loads(run.read_text())
-        events = map(json.loads, run.with_name("log.jsonl").read_text().splitlines())
-        found = [e for e in events if e["event"] == "epoch"]
+        found = [e for e in read_journal(run.with_name("log.jsonl")) if e["event"] == "epoch"]
         seconds = [e["seconds"] + e["valid_seconds"] for e in found]
         goal = GOALS[result["method"]]
         cells = [

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seqrec.rundir import read_config
+from seqrec.training.journal import read_journal
 
 from .tables import RESULTS, source
 from .training_step import SETTINGS, configured
@@ -68,8 +69,7 @@ def kept(name: str, folder: Path) -> Run:
         matters = key.startswith(("method.", "encoder.")) or key in _TRAINING
         if matters and found.get(key, value) != value:
             raise ValueError(f"{folder}: {key} is {found[key]}, not {value}")
-    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    epochs = [event for event in events if event["event"] == "epoch"]
+    epochs = [event for event in read_journal(folder / "log.jsonl") if event["event"] == "epoch"]
     result = json.loads((folder / "result.json").read_text())
     return Run(
         result["protocol"]["id"],
