@@ -8,7 +8,7 @@ import oracles
 import torch
 from torch import Tensor
 
-from seqrec_kernels import SeenItems, catalog_rank
+from seqrec_kernels import Rank, SeenItems, catalog_rank
 
 
 def whole(rows: int, width: int) -> Tensor:
@@ -41,10 +41,33 @@ def rank_counts_every_comparison(
         seen = None if rule == "free" else SeenItems.from_lists(lists)
         score = 0.0 if rule == "scored" else None
         ours = catalog_rank(q, e, y, item_bias=bias, first_item=first, seen=seen, seen_score=score)
-        scores = (q.double() @ e.double().T + bias).tolist()
-        met = None if seen is None else [set(row) for row in lists]
-        greater, equal = oracles.rank(scores, y.view(b, -1).tolist(), first, met, score)
-        assert ours.greater.dtype == ours.equal.dtype == torch.int64
-        assert ours.greater.shape == ours.equal.shape == y.shape
-        assert ours.greater.view(b, -1).tolist() == greater
-        assert ours.equal.view(b, -1).tolist() == equal
+        met = None if seen is None else lists
+        counts_every_comparison(ours, (q, e, bias), y, first, met, score)
+
+
+def counts_every_comparison(
+    found: Rank,
+    table: tuple[Tensor, Tensor, Tensor],
+    targets: Tensor,
+    first: int,
+    seen: list[list[int]] | None,
+    score: float | None,
+) -> None:
+    """Fail unless `found` is what comparing each target with each candidate gives.
+
+    Args:
+        found: on the CPU.
+        table: queries [B, D], items [V, D] and bias [V], whole numbers.
+        targets: int64 [B] or [B, T].
+        first: the first item that is a candidate.
+        seen: of each row, or None; `score` stands in for theirs, None: they are left out.
+    """
+    queries, items, bias = table
+    scores = (queries.double() @ items.double().T + bias).tolist()
+    met = None if seen is None else [set(row) for row in seen]
+    rows = targets.view(len(queries), -1)
+    greater, equal = oracles.rank(scores, rows.tolist(), first, met, score)
+    assert found.greater.dtype == found.equal.dtype == torch.int64
+    assert found.greater.shape == found.equal.shape == targets.shape
+    assert found.greater.view_as(rows).tolist() == greater
+    assert found.equal.view_as(rows).tolist() == equal
